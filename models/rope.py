@@ -1,0 +1,48 @@
+"""Rotary position embedding. Su et al., 2021, arXiv:2104.09864, in the two-halves layout."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How the rotation frequencies are stretched beyond the context of pretraining.
+
+    "linear" divides every frequency by `factor` (Chen et al., arXiv:2306.15595). "llama3" divides
+    the low frequencies, keeps the high ones and interpolates between (Llama 3.1,
+    arXiv:2407.21783): wavelengths above `original_context / low_frequency_factor` tokens are low,
+    below `original_context / high_frequency_factor` high.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+
+def frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> Float[Array, " h/2"]:
+    """Radians per position of each pair of channels, highest first."""
+    f = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    if scaling is None:
+        return f
+    if scaling.kind == "linear":
+        return f / scaling.factor
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_context * f / (2 * math.pi)  # within the original context
+    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return keep * f + (1 - keep) * f / scaling.factor
+
+
+def rotate(
+    x: Float[Array, "B T n h"], positions: Int[Array, "B T"], f: Float[Array, " h/2"]
+) -> Float[Array, "B T n h"]:
+    """Rotate channel pairs (c, c + h/2) of x by positions × f; computed in float32."""
+    angles = positions[:, :, None, None] * f  # (B, T, 1, h/2)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
