@@ -1,0 +1,49 @@
+"""The Hessian of a layer's squared output error, and its inverse factor.
+
+For y = W x and calibration activations X, ‖W X - Ŵ X‖² = tr(ΔW G ΔWᵀ) with G = X Xᵀ: one i × i
+matrix for all rows of all readers of a site.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from kernels.gram import gram
+
+
+class HessianStats(NamedTuple):
+    """G = Σ x xᵀ over the activations seen, in float32 (or their wider type)."""
+
+    gram: Float[Array, "i i"]
+
+
+def init(i: int) -> HessianStats:
+    return HessianStats(jnp.zeros((i, i)))
+
+
+def observe(stats: HessianStats, x: Float[Array, "n i"]) -> HessianStats:
+    return HessianStats(stats.gram + gram(x).astype(stats.gram.dtype))
+
+
+def output_error(
+    w: Float[Array, "o i"], approximation: Float[Array, "o i"], stats: HessianStats
+) -> Float[Array, ""]:
+    """‖(W - Ŵ) X‖² / ‖W X‖² on the calibration activations."""
+    d = w - approximation
+    return jnp.sum(d @ stats.gram * d) / jnp.sum(w @ stats.gram * w)
+
+
+def inverse_factor(h: Float[Array, "i i"], damping: float) -> Float[Array, "i i"]:
+    """Upper triangular U with Uᵀ U = (H + λ I)⁻¹, λ = damping · mean(diag H).
+
+    With the rows and columns reversed, H = R Rᵀ for an upper triangular R, and U = R⁻¹: one
+    factorization instead of the usual Cholesky, inverse, Cholesky. NaN where H + λ I is not
+    positive definite.
+    """
+    eye = jnp.eye(h.shape[0], dtype=h.dtype)
+    h = h + damping * jnp.mean(jnp.diag(h)) * eye
+    r = lax.linalg.cholesky(h[::-1, ::-1], symmetrize_input=False)[::-1, ::-1]
+    return solve_triangular(r, eye, lower=False)

@@ -1,0 +1,5 @@
+"""The one exception that a user sees as a sentence instead of a traceback."""
+
+
+class UserError(Exception):
+    """A mistake outside the program; its message says what, where, what was expected, what to do."""
