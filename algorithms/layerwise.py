@@ -9,7 +9,7 @@ sees what its compressed predecessors produce (the "true sequential" order of th
 import functools
 import time
 from collections.abc import Callable, MutableSequence, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from algorithms import surgery
 from algorithms.tensors import CompressedTensor
 
 Statistics = Any  # a pytree of arrays, each method's own
+Block = Any  # an nnx.Module with `sites` (name, readers) and `stages()`, as in `models.decoder`
 
 
 def weight_error(
@@ -46,21 +47,6 @@ class LayerwiseMethod(NamedTuple):
     )
 
 
-class SiteLike(Protocol):
-    """What the walk asks of a site."""
-
-    name: str
-    readers: tuple[str, ...]
-
-
-class BlockLike(Protocol):
-    """What the walk asks of a block: its sites, and the stages that lead to them and out."""
-
-    sites: tuple[Any, ...]
-
-    def stages(self) -> tuple[Callable[[Any], Any], ...]: ...
-
-
 class SiteReport(NamedTuple):
     """What compressing one site's readers cost."""
 
@@ -81,7 +67,7 @@ class NotFiniteError(ValueError):
 
 
 def compress_block(
-    block: nnx.Module,
+    block: Block,
     chunks: MutableSequence[Any],
     method: LayerwiseMethod,
     *,
@@ -106,14 +92,14 @@ def compress_block(
             clock.lap("forward")
             stats = _observe(chunks, method)
             clock.lap("statistics")
-        weights = [surgery.get_weight(surgery.find(block, path)) for path in site.readers]
+        weights = [surgery.get_weight(surgery.linear_at(block, path)) for path in site.readers]
         tensor, dense, error = _solve(jnp.concatenate(weights), stats, method=method)
         _check_finite(site, error)
         rows = [w.shape[0] for w in weights]
         tensors |= dict(zip(site.readers, tensor.split(rows), strict=True))
         if sequential:
             for path, w in zip(site.readers, _split(dense, rows), strict=True):
-                surgery.set_weight(surgery.find(block, path), w)
+                surgery.set_weight(surgery.linear_at(block, path), w)
         clock.lap("solve")
         reports.append(SiteReport(site.name, float(error), clock.seconds))
     if method.observe is not None:
@@ -137,7 +123,7 @@ class _Clock:
         self._last = now
 
 
-def _advance(block: nnx.Module, chunks: MutableSequence[Any], stage: int) -> None:
+def _advance(block: Block, chunks: MutableSequence[Any], stage: int) -> None:
     graph, state = nnx.split(block)
     for n, flow in enumerate(chunks):
         chunks[n] = _run_stage(graph, state, flow, stage=stage)
@@ -150,6 +136,7 @@ def _run_stage(graph, state, flow, *, stage: int):
 
 
 def _observe(chunks: MutableSequence[Any], method: LayerwiseMethod) -> Statistics:
+    assert method.init is not None
     stats = method.init(chunks[0].activation.shape[-1])
     for flow in chunks:
         stats = _add(stats, flow.activation, observe=method.observe)
@@ -173,7 +160,7 @@ def _split(w: Float[Array, "o i"], rows: Sequence[int]) -> list[Float[Array, "p 
     return [w[start : start + n] for start, n in zip(starts, rows, strict=True)]
 
 
-def _check_finite(site: SiteLike, error: Float[Array, ""]) -> None:
+def _check_finite(site: Any, error: Float[Array, ""]) -> None:
     """One number suffices: a NaN anywhere in the weights, statistics or solution reaches it."""
     if not jnp.isfinite(error):
         raise NotFiniteError(

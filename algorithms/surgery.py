@@ -5,6 +5,7 @@ W [out, in], as papers do.
 """
 
 import functools
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -21,8 +22,16 @@ def find(root: nnx.Module, path: str) -> nnx.Module:
         raise ValueError(f"{type(root).__name__} has no module at path={path!r}.") from error
 
 
-def _child(module, name: str):
+def _child(module: Any, name: str) -> Any:
     return module[int(name)] if name.isdigit() else getattr(module, name)
+
+
+def linear_at(root: nnx.Module, path: str) -> nnx.Linear:
+    """The linear layer at a dotted path; raises ValueError for anything else."""
+    module = find(root, path)
+    if not isinstance(module, nnx.Linear):
+        raise ValueError(f"path={path!r} holds a {type(module).__name__}, not an nnx.Linear.")
+    return module
 
 
 def replace(root: nnx.Module, path: str, module: nnx.Module) -> None:
@@ -50,7 +59,7 @@ def set_weight(linear: nnx.Linear, w: Float[Array, "o i"]) -> None:
 
 def quantize_linear(root: nnx.Module, path: str, tensor: QuantizedTensor) -> None:
     """Replace the linear layer at `path` by one that computes on `tensor`, its bias kept."""
-    linear = find(root, path)
+    linear = linear_at(root, path)
     expected = (linear.out_features, linear.in_features)
     if tensor.shape != expected:
         raise ValueError(f"tensor.shape={tensor.shape} does not fit {path} of {expected}.")

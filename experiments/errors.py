@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """A mistake outside the program; its message says what, where, what was expected, what to do."""
+    """A mistake outside the program: its message says what, where, what to expect, what to do."""

@@ -80,7 +80,7 @@ class Attention(nnx.Module):
 
     def mix(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: KVCache | None
-    ) -> tuple[Float[Array, "B T n*h"], KVCache | None]:
+    ) -> tuple[Float[Array, "B T i"], KVCache | None]:
         """Everything but the output projection; a cache is read, extended and returned."""
         b, t, _ = x.shape
         q = self.q(x).reshape(b, t, self.heads, self.head_size)
@@ -239,8 +239,10 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B V"], tuple[KVCache, ...]]:
         """Append tokens to the caches; logits of the token that follows the last one."""
         positions = caches[0].length + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x, extended = self.embed(tokens), []
+        x = self.embed(tokens)
+        extended: list[KVCache] = []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block(x, positions, cache)
-            extended.append(cache)
+            x, longer = block(x, positions, cache)
+            assert longer is not None
+            extended.append(longer)
         return self.logits(x[:, -1:])[:, 0], tuple(extended)

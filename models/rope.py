@@ -25,7 +25,9 @@ class RopeScaling:
     original_context: int = 8192
 
 
-def frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> Float[Array, " h/2"]:
+def frequencies(
+    head_size: int, theta: float, scaling: RopeScaling | None
+) -> Float[Array, " pairs"]:
     """Radians per position of each pair of channels, highest first."""
     f = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
     if scaling is None:
@@ -39,7 +41,7 @@ def frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> Fl
 
 
 def rotate(
-    x: Float[Array, "B T n h"], positions: Int[Array, "B T"], f: Float[Array, " h/2"]
+    x: Float[Array, "B T n h"], positions: Int[Array, "B T"], f: Float[Array, " pairs"]
 ) -> Float[Array, "B T n h"]:
     """Rotate channel pairs (c, c + h/2) of x by positions × f; computed in float32."""
     angles = positions[:, :, None, None] * f  # (B, T, 1, h/2)

@@ -73,6 +73,7 @@ class CheckpointWriter:
             "digests": self._digests,
         }
         with _writing(self.folder):
+            (self.partial / "tokenizer").mkdir()
             tokenizer.save(self.partial / "tokenizer")
             (self.partial / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
             os.replace(self.partial, self.folder)
@@ -161,7 +162,9 @@ class Checkpoint(Source):
         try:
             trees = _restore(path)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} cannot be read, the checkpoint is damaged: {error}.") from error
+            raise UserError(
+                f"{path} cannot be read, the checkpoint is damaged: {error}."
+            ) from error
         if _digest(trees) != self.description["digests"].get(part):
             raise UserError(
                 f"{path} does not match its SHA-256 in {DESCRIPTION}: the checkpoint is damaged, "

@@ -1,0 +1,78 @@
+"""What every entry point shares: Hydra around it, errors as sentences, the compilation cache."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import jax
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.checkpoints.packages import cache_folder
+from experiments.errors import UserError
+from experiments.progress import console
+
+CONF = str(Path(__file__).parents[1] / "conf")
+
+
+def entry_point(name: str) -> Callable[[Callable[[DictConfig, Path], Any]], Callable[[], None]]:
+    """Make `run(config, output folder)` a command configured by conf/<name>.yaml.
+
+    A UserError is printed as its sentence and ends the command with status 1, Ctrl-C with 130.
+    """
+
+    def decorate(run: Callable[[DictConfig, Path], Any]) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=CONF, config_name=name)
+        @functools.wraps(run)
+        def main(config: DictConfig) -> None:
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            try:
+                use_compilation_cache()
+                run(config, folder)
+            except UserError as error:
+                console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+                sys.exit(1)
+            except KeyboardInterrupt:
+                console.print("interrupted: nothing half-written was left.")
+                sys.exit(130)
+
+        return main
+
+    return decorate
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled functions between runs, beside the other cached files."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def build(config: DictConfig, key: str) -> Any:
+    """Instantiate config[key] by its `_target_`; its own complaint becomes a UserError."""
+    try:
+        return hydra.utils.instantiate(config[key])
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        reason = cause if isinstance(cause, (ValueError, TypeError)) else error
+        raise UserError(f"{key}: {reason}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain data, every interpolation resolved; a missing value is a UserError."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{str(error).splitlines()[0]}: give it a value.") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

@@ -1,0 +1,110 @@
+"""Perplexity by protocol E, streamed block by block, so that a model need not fit in memory.
+
+Each window stands on its own, without bos; the loss runs over its positions 1 … T - 1; perplexity
+is exp(total loss / total positions). All windows have one length, so that is exp of the mean over
+windows of each one's mean loss, whose standard error is over windows.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from experiments import progress
+from experiments.checkpoints.loading import load_block, load_embed, load_head, load_norm
+from experiments.checkpoints.sources import Source
+from experiments.data.windows import Windows
+
+
+class Perplexity(NamedTuple):
+    """Mean next-token loss of each window, in nats."""
+
+    losses: Float[np.ndarray, " n"]
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def loss_error(self) -> float:
+        """Standard error of the mean over windows."""
+        n = len(self.losses)
+        return float(self.losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+    @property
+    def value(self) -> float:
+        return math.exp(self.loss)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the perplexity, to first order."""
+        return self.value * self.loss_error
+
+
+def evaluate(source: Source, windows: Windows, *, chunk: int = 8) -> dict[str, Any]:
+    """Perplexity on the held-out windows as a record keeps it: what conf/evaluation names."""
+    found = perplexity(source, windows.heldout, chunk=chunk)
+    return {
+        "perplexity": {
+            "value": found.value,
+            "standard_error": found.error,
+            "loss": found.loss,
+            "loss_standard_error": found.loss_error,
+            "window_losses": found.losses.tolist(),
+            "windows": list(windows.heldout.shape),
+            "data": {"name": windows.name, "digest": windows.digest},
+        }
+    }
+
+
+def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 8) -> Perplexity:
+    """Evaluate a model on held-out windows, `chunk` of them at a time."""
+    embed = load_embed(source)
+    positions = jnp.arange(windows.shape[1])[None]
+    tokens = [jnp.asarray(windows[n : n + chunk]) for n in range(0, len(windows), chunk)]
+    activations = [embed(t) for t in tokens]
+    with progress.steps("evaluate", source.config.layers + 1) as step:
+        for layer in range(source.config.layers):
+            graph, state = nnx.split(load_block(source, layer))
+            for n, x in enumerate(activations):
+                activations[n] = _run_block(graph, state, x, positions)
+            jax.block_until_ready(activations[-1])
+            step("")
+        head = load_head(source)
+        last = nnx.List([load_norm(source), embed if head is None else head])
+        graph, state = nnx.split(last)  # type: ignore[arg-type]
+        losses = [
+            _window_losses(graph, state, x, t) for x, t in zip(activations, tokens, strict=True)
+        ]
+        result = Perplexity(np.concatenate([np.asarray(loss, np.float64) for loss in losses]))
+        step("")
+    return result
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _run_block(graph, state, x, positions):
+    positions = jnp.broadcast_to(positions, x.shape[:2])
+    return nnx.merge(graph, state)(x, positions)[0]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _window_losses(
+    graph, state, x: Float[Array, "n T D"], tokens: Int[Array, "n T"]
+) -> Float[Array, " n"]:
+    """One window at a time: the logits of a window are the largest array of an evaluation."""
+    norm, head = nnx.merge(graph, state)
+    project = head.attend if isinstance(head, nnx.Embed) else head
+
+    def window_loss(window):
+        x, tokens = window
+        logits = project(norm(x[:-1])).astype(jnp.float32)
+        return jnp.mean(
+            jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, tokens[1:, None], -1)[:, 0]
+        )
+
+    return jax.lax.map(window_loss, (x, tokens))

@@ -1,0 +1,162 @@
+"""The record of a run: one JSON file that every table, picture and claim is drawn from."""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.errors import UserError
+
+SCHEMA = 1
+FILE = "record.json"
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "hydra-core", "gguf")
+COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+class Recorder:
+    """Collects a run's facts while it runs; wall time by phase, compilation apart."""
+
+    def __init__(self, command: str, config: Mapping[str, Any]):
+        reset_peak_memory()
+        self.fields: dict[str, Any] = {
+            "schema": SCHEMA,
+            "command": command,
+            "config": dict(config),
+            "config_digest": digest(config),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "code": code_version(),
+            "versions": versions(),
+            "device": device(),
+        }
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the body's wall time as `name`, the compilation within it as `name`_compile."""
+        with compile_seconds() as compiling:
+            start = time.perf_counter()
+            yield
+            elapsed = time.perf_counter() - start
+        self.seconds[name] = elapsed
+        self.seconds[f"{name}_compile"] = compiling.total
+
+    def finish(self, **fields: Any) -> dict[str, Any]:
+        """The whole record."""
+        memory = peak_memory()
+        return {**self.fields, **fields, "seconds": self.seconds, "peak_memory": memory}
+
+
+def write(record: Mapping[str, Any], folder: Path) -> Path:
+    """Write a record whole or not at all; an existing one is never overwritten."""
+    path = folder / FILE
+    if path.exists():
+        raise UserError(f"{path} exists already: records are never overwritten.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, suffix=".tmp") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record from its file; refuses what this version does not understand."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a record: {error}.") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a record of schema {SCHEMA}: run the experiment again.")
+    return record
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved config, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def code_version() -> dict[str, Any]:
+    """Commit of the code and whether the tree was clean; None where there is no repository."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(ROOT), *arguments]
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "clean": None if status is None else not status}
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def device() -> dict[str, Any]:
+    first = jax.devices()[0]
+    return {
+        "backend": jax.default_backend(),
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "machine": platform.machine(),
+    }
+
+
+class _Total:
+    total = 0.0
+
+
+@contextlib.contextmanager
+def compile_seconds() -> Iterator[_Total]:
+    """Seconds that JAX spends lowering and compiling while the body runs."""
+    found = _Total()
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event in COMPILE_EVENTS:
+            found.total += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak where the system can (Linux); elsewhere it stays the process's own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes of the largest resident set since `reset_peak_memory`."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

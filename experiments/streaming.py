@@ -1,0 +1,142 @@
+"""The walk of the main job: blocks stream from a source through a method into a checkpoint.
+
+One block is in memory at a time, with its statistics and one buffer of activations, so that depth
+costs time and disk but no memory.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from algorithms.layerwise import BlockResult, LayerwiseMethod, compress_block
+from experiments import progress
+from experiments.checkpoints.loading import load_block, load_embed
+from experiments.checkpoints.orbax import CheckpointWriter, part_of
+from experiments.checkpoints.sources import Source, shapes
+from experiments.errors import UserError
+from models.decoder import Block, Flow
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Walk:
+    """How a model is walked."""
+
+    sequential: bool = True  # later layers are calibrated on what compressed predecessors produce
+    chunk: int = 8  # windows per step
+    dense_dtype: str | None = "float16"  # of what stays uncompressed, on disk; None: as the source
+
+
+@dataclasses.dataclass
+class LayerReport:
+    """One block's sites: relative error of each, and where the time went."""
+
+    layer: int
+    errors: dict[str, float]
+    seconds: dict[str, float]  # by phase: read, forward, statistics, solve, write
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values())
+
+
+def compress_model(
+    source: Source,
+    writer: CheckpointWriter,
+    method: LayerwiseMethod,
+    calibration: Int[np.ndarray, "n T"],
+    walk: Walk,
+) -> list[LayerReport]:
+    """Compress every block of `source` into `writer`; the embedding, norms and head stay dense.
+
+    Raises UserError for weights that the method cannot take, before anything is read.
+    """
+    check_shapes(source, method)
+    chunks = [] if method.observe is None else list(embed_windows(source, calibration, walk.chunk))
+    reports = []
+    with progress.steps("compress", source.config.layers) as step:
+        for layer in range(source.config.layers):
+            report = _compress_layer(source, writer, method, chunks, walk, layer)
+            reports.append(report)
+            step(f"error {report.worst:.2e}")
+    for name in sorted(n for n in source.names() if not n.startswith("blocks.")):
+        writer.write(part_of(name), {name: dense(source, name, walk)})
+    return reports
+
+
+def _compress_layer(source, writer, method, chunks, walk: Walk, layer: int) -> LayerReport:
+    start = time.perf_counter()
+    block = load_block(source, layer)
+    read = time.perf_counter() - start
+    try:
+        result = compress_block(block, chunks, method, sequential=walk.sequential)
+    except ValueError as error:
+        raise UserError(f"Block {layer}: {error}") from error
+    start = time.perf_counter()
+    prefix = f"blocks.{layer}."
+    tensors: dict[str, Any] = {f"{prefix}{k}.weight": v for k, v in result.tensors.items()}
+    for name in source.names():
+        if name.startswith(prefix) and name not in tensors:
+            tensors[name] = dense(source, name, walk)
+    writer.write(f"blocks.{layer}", tensors)
+    seconds = {"read": read, **_by_phase(result), "write": time.perf_counter() - start}
+    errors = {report.site: report.error for report in result.reports if report.error is not None}
+    return LayerReport(layer, errors, seconds)
+
+
+def _by_phase(result: BlockResult) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for report in result.reports:
+        for phase, seconds in report.seconds.items():
+            totals[phase] = totals.get(phase, 0.0) + seconds
+    return totals
+
+
+def embed_windows(source: Source, windows: Int[np.ndarray, "n T"], chunk: int) -> Iterator[Flow]:
+    """The activations that enter the first block, `chunk` windows at a time."""
+    embed = load_embed(source)
+    for n in range(0, len(windows), chunk):
+        tokens = jnp.asarray(windows[n : n + chunk])
+        x = embed(tokens)
+        yield Flow(x, x, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
+
+
+def dense(source: Source, name: str, walk: Walk) -> np.ndarray:
+    """A tensor that stays as it is, in the dtype that the checkpoint keeps it in."""
+    x = np.asarray(source.read(name))
+    if walk.dense_dtype is None:
+        return x
+    stored = x.astype(jnp.dtype(walk.dense_dtype))
+    if not np.isfinite(stored).all():
+        raise UserError(
+            f"{name} does not fit {walk.dense_dtype}: its largest magnitude is "
+            f"{np.abs(x.astype(np.float32)).max():.3g}. Set walk.dense_dtype=bfloat16."
+        )
+    return stored
+
+
+def check_shapes(source: Source, method: LayerwiseMethod) -> None:
+    """Refuse what the method cannot compress, from shapes alone, before any work."""
+    abstract_tensors(source, method)
+
+
+def abstract_tensors(source: Source, method: LayerwiseMethod) -> dict[str, Any]:
+    """The shapes of a block's compressed tensors, by site; nothing is computed."""
+    expected, found = shapes(source.config), {}
+    for site in Block.sites:
+        weights = [expected[f"blocks.0.{path}.weight"] for path in site.readers]
+        rows, columns = sum(w[0] for w in weights), weights[0][1]
+        w = jax.ShapeDtypeStruct((rows, columns), jnp.float32)
+        try:
+            init = method.init or (lambda i: None)  # a data-free method has no statistics
+            stats = jax.eval_shape(functools.partial(init, columns))
+            found[site.name] = jax.eval_shape(method.compress, w, stats)
+        except ValueError as error:
+            raise UserError(f"{site.name} ({', '.join(site.readers)}): {error}") from error
+    return found
