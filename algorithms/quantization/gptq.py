@@ -98,16 +98,18 @@ def _quantize_columns(
         u_rows = lax.dynamic_slice(u, (start, 0), (b, i))
         u_block = lax.dynamic_slice(u_rows, (0, start), (b, b))
 
-        def quantize_column(block, column):
-            j, g, u_j = column
-            s, z = scale[g], zero[g]
-            q = config.quantize(block[j, :, None], s, z)[:, 0]
-            error = (block[j] - config.dequantize(q[:, None], s, z)[:, 0]) / u_j[j]
-            return block - u_j[:, None] * error, (q.astype(jnp.uint8), error)
+        def quantize_column(errors, column):
+            j, w_j, u_j, d, g = column
+            w_j = w_j - u_j @ errors  # what the block's columns before j left for j to make up
+            q = config.quantize(w_j[:, None], scale[g], zero[g])
+            error = (w_j - config.dequantize(q, scale[g], zero[g])[:, 0]) / d
+            return errors.at[j].set(error), q[:, 0].astype(jnp.uint8)
 
-        columns = (jnp.arange(b), lax.dynamic_slice(group, (start,), (b,)), u_block)
+        d = jnp.diag(u_block)
+        above = (u_block - jnp.diag(d)).T  # row j holds U_kj of the columns k before j
         block = lax.dynamic_slice(w, (start, 0), (b, o))
-        _, (codes, errors) = lax.scan(quantize_column, block, columns)
+        columns = (jnp.arange(b), block, above, d, lax.dynamic_slice(group, (start,), (b,)))
+        errors, codes = lax.scan(quantize_column, jnp.zeros_like(block), columns)
         return (w - u_rows.T @ errors, scale, zero), codes
 
     (_, scale, zero), codes = lax.scan(quantize_block, (w, scale, zero), jnp.arange(0, i, b))

@@ -1,0 +1,296 @@
+"""GGUF files: llama.cpp's format, metadata and (mostly quantized) tensors in one file.
+
+The `gguf` package maps the file and undoes the quantization, one tensor at a time. Files of the
+architecture "llama" (Llama, SmolLM2, Mistral) keep the rows of q and k in the order of interleaved
+rotary pairs; they are put back into the two-halves order that `models.rope` uses.
+"""
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gguf
+import gguf.quants
+import ml_dtypes
+import numpy as np
+
+from experiments.checkpoints import packages
+from experiments.checkpoints.gguf_tokenizer import read_tokenizer
+from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
+from experiments.data.tokenizer import Tokenizer
+from experiments.errors import UserError
+from models import rope
+from models.decoder import DecoderConfig
+
+Type = gguf.GGMLQuantizationType
+HEADS = "{arch}.attention.head_count"
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+PLAIN = {Type.F32: np.float32, Type.F16: np.float16, Type.BF16: ml_dtypes.bfloat16}
+TOP_NAMES = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
+BLOCK_NAMES = {
+    "attention_norm": "attn_norm",
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.o": "attn_output",
+    "attention.q_norm": "attn_q_norm",
+    "attention.k_norm": "attn_k_norm",
+    "mlp_norm": "ffn_norm",
+    "mlp.gate": "ffn_gate",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
+
+
+class GGUFFile(Source):
+    """A model in one GGUF file."""
+
+    def __init__(self, path: Path):
+        self.path, self.location = path, str(path)
+        reader = open_reader(path)
+        self._metadata = Metadata(reader, path)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.config = read_config(self._metadata, self._tensors)
+        self._permuted = self._metadata.architecture() == "llama"
+        self._shapes = shapes(self.config)
+        for name, expected in self._shapes.items():
+            tensor = self._tensor(name)
+            _require_readable(tensor, self.location)
+            require_shape(_shape(tensor), expected, tensor.name, self.location)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._shapes)
+
+    def read(self, name: str) -> np.ndarray:
+        if name not in self._shapes:
+            raise UserError(f"There is no tensor {name} in {self.location}: check the name.")
+        tensor = self._tensor(name)
+        x = dequantize(tensor)
+        require_finite(x, tensor.name, self.location)
+        c = self.config
+        for role, heads in (("attention.q", c.heads), ("attention.k", c.kv_heads)):
+            if self._permuted and name.rpartition(".")[0].endswith(role):
+                return unpermute(x, heads)
+        return x
+
+    def _tensor(self, name: str) -> gguf.ReaderTensor:
+        try:
+            return self._tensors[stored_name(name)]
+        except KeyError:
+            raise UserError(
+                f"{self.location} lacks the tensor {stored_name(name)}, which its metadata calls "
+                "for: fetch the file again."
+            ) from None
+
+    def tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self._metadata.get, self.location)
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return packages.file_digest(self.path)
+
+
+def open_reader(path: Path) -> gguf.GGUFReader:
+    """Map the file and read its metadata. Raises UserError if it is not GGUF, or is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an overflow while a damaged size is added up
+            reader = gguf.GGUFReader(path)
+    except (OSError, ValueError, LookupError, OverflowError, TypeError, Warning) as error:
+        raise UserError(
+            f"{path} is not a GGUF file, or is truncated or corrupt ({error}): fetch it again."
+        ) from error
+    if reader.byte_order != "I":
+        raise UserError(f"{path} has the byte order of another machine: convert it again on yours.")
+    return reader
+
+
+class Metadata:
+    """The key-value pairs of a GGUF file; "{arch}" in a key stands for its architecture."""
+
+    def __init__(self, reader: gguf.GGUFReader, path: Path):
+        self.fields, self.path = reader.fields, path
+
+    def architecture(self) -> str:
+        return str(self.get("general.architecture"))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value as Python's own type, or `default` where the key is missing."""
+        if key.startswith("{arch}"):
+            key = self.architecture() + key.removeprefix("{arch}")
+        field = self.fields.get(key)
+        try:
+            return default if field is None else field.contents()
+        except (ValueError, LookupError) as error:
+            raise UserError(
+                f"{self.path} has an unreadable {key} ({error}): fetch it again."
+            ) from error
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive whole number. Raises UserError for anything else."""
+        value = self.get(key, default)
+        if type(value) is not int or value < 1:
+            name = key.replace("{arch}", self.architecture())
+            raise UserError(
+                f"{self.path} has {name}={value!r} where a positive whole number is expected: "
+                "planish does not run such a model."
+            )
+        return value
+
+
+def read_config(metadata: Metadata, tensors: dict[str, gguf.ReaderTensor]) -> DecoderConfig:
+    """Our configuration from the metadata. Raises UserError for what planish cannot run."""
+    _refuse_unknown_arithmetic(metadata)
+    hidden, heads = metadata.count("{arch}.embedding_length"), metadata.count(HEADS)
+    head_size = metadata.count("{arch}.attention.key_length", hidden // heads)
+    layers, context = metadata.count("{arch}.block_count"), metadata.count("{arch}.context_length")
+    theta = float(metadata.get("{arch}.rope.freq_base", 10000.0))
+    window = metadata.get("{arch}.attention.sliding_window") or None
+    try:
+        return DecoderConfig(
+            vocabulary=_vocabulary(tensors, metadata.path),
+            hidden=hidden,
+            layers=layers,
+            heads=heads,
+            kv_heads=metadata.count("{arch}.attention.head_count_kv", heads),
+            head_size=head_size,
+            feed_forward=metadata.count("{arch}.feed_forward_length"),
+            context=context,
+            norm_epsilon=_epsilon(metadata),
+            rope_theta=theta,
+            rope_scaling=_scaling(metadata, tensors, head_size, theta),
+            windows=None if window is None else (window,) * layers,
+            tied_embeddings="output.weight" not in tensors,
+            qkv_bias="blk.0.attn_q.bias" in tensors,
+            output_bias="blk.0.attn_output.bias" in tensors,
+            mlp_bias="blk.0.ffn_gate.bias" in tensors,
+            qk_norm=metadata.architecture() == "qwen3",
+        )
+    except ValueError as error:
+        raise UserError(f"{metadata.path} does not describe a model: {error}") from error
+
+
+def _refuse_unknown_arithmetic(metadata: Metadata) -> None:
+    where, architecture = metadata.path, metadata.architecture()
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{where} has the architecture {architecture}, which planish does not run: it runs "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+    if metadata.get("{arch}.expert_count"):
+        raise UserError(f"{where} is a mixture of experts, which planish does not run.")
+    head_size = metadata.count("{arch}.embedding_length") // metadata.count(HEADS)
+    head_size = metadata.count("{arch}.attention.key_length", head_size)
+    rotated = metadata.get("{arch}.rope.dimension_count", head_size)
+    values = metadata.get("{arch}.attention.value_length", head_size)
+    if rotated != head_size or values != head_size:
+        raise UserError(
+            f"{where} has heads of {head_size} channels with {rotated} of them rotated and values "
+            f"of {values}: planish runs models where the three agree."
+        )
+    # Only Mistral's first release states a window here, and every layer of it has that window.
+    if architecture != "llama" and metadata.get("{arch}.attention.sliding_window"):
+        raise UserError(
+            f"{where} has a sliding window but not which layers: planish cannot run it."
+        )
+
+
+def _vocabulary(tensors: dict[str, gguf.ReaderTensor], path: Path) -> int:
+    if "token_embd.weight" not in tensors:
+        raise UserError(f"{path} lacks the tensor token_embd.weight: fetch the file again.")
+    return _shape(tensors["token_embd.weight"])[0]
+
+
+def _epsilon(metadata: Metadata) -> float:
+    value = metadata.get("{arch}.attention.layer_norm_rms_epsilon")
+    if not isinstance(value, float):
+        raise UserError(
+            f"{metadata.path} lacks {metadata.architecture()}.attention.layer_norm_rms_epsilon: "
+            "fetch the file again."
+        )
+    return float(f"{value:.7g}")  # stored as float32: 1e-5, not 9.999999747e-06
+
+
+def _scaling(
+    metadata: Metadata, tensors: dict[str, gguf.ReaderTensor], head_size: int, theta: float
+) -> rope.RopeScaling | None:
+    """Linear scaling stands in the metadata, Llama 3's in a tensor of divisors."""
+    if "rope_freqs.weight" in tensors:
+        return _llama3(tensors["rope_freqs.weight"], head_size, theta, metadata.path)
+    kind = metadata.get("{arch}.rope.scaling.type", "none")
+    factor = metadata.get("{arch}.rope.scaling.factor")
+    if factor is None:  # the older spelling, which implied "linear"
+        factor = metadata.get("{arch}.rope.scale_linear")
+        kind = "linear" if factor not in (None, 1.0) and kind == "none" else kind
+    if kind == "none":
+        return None
+    if kind != "linear" or not factor:
+        raise UserError(
+            f"{metadata.path} has rotary positions scaled by {kind} with factor {factor}, which "
+            "planish does not run: it runs linear, and Llama 3's."
+        )
+    return rope.RopeScaling(kind="linear", factor=float(factor))
+
+
+def _llama3(
+    tensor: gguf.ReaderTensor, head_size: int, theta: float, path: Path
+) -> rope.RopeScaling | None:
+    """The scaling behind the divisors; every published Llama 3 differs in `factor` alone."""
+    divisors = dequantize(tensor).astype(np.float64).ravel()
+    scaling = rope.RopeScaling(kind="llama3", factor=float(divisors.max(initial=1.0)))
+    plain = np.asarray(rope.frequencies(head_size, theta, None), np.float64)
+    scaled = np.asarray(rope.frequencies(head_size, theta, scaling), np.float64)
+    if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, 1e-4, 0.0):
+        raise UserError(
+            f"{path} scales its rotary positions by divisors (rope_freqs.weight) that are not "
+            "Llama 3's: planish does not run them."
+        )
+    return None if scaling.factor == 1.0 else scaling
+
+
+def stored_name(name: str) -> str:
+    """What llama.cpp calls one of our tensors."""
+    path, _, kind = name.rpartition(".")
+    if path in TOP_NAMES:
+        return f"{TOP_NAMES[path]}.{kind}"
+    _, layer, module = path.split(".", 2)
+    return f"blk.{layer}.{BLOCK_NAMES[module]}.{kind}"
+
+
+def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
+    return tuple(int(n) for n in reversed(tensor.shape))
+
+
+def _require_readable(tensor: gguf.ReaderTensor, where: str) -> None:
+    kind = tensor.tensor_type
+    if not _readable(kind):
+        raise UserError(
+            f"{tensor.name} in {where} is stored as {kind.name}, which planish does not read: "
+            "quantize the model as one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K."
+        )
+
+
+@functools.cache
+def _readable(kind: Type) -> bool:
+    """Whether the package knows the type, asked with one block of zeros."""
+    if kind in PLAIN:
+        return True
+    try:
+        gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        return True
+    except NotImplementedError:
+        return False
+
+
+def dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:
+    """The tensor's values; a read-only view of the file where they are stored as such."""
+    if tensor.tensor_type in PLAIN:
+        return tensor.data.view(PLAIN[tensor.tensor_type])
+    with np.errstate(all="ignore"):  # damaged scales show as NaN, which the caller refuses
+        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+
+
+def unpermute(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k (weight or bias) from interleaved rotary pairs to two halves per head."""
+    return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)

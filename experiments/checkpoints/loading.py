@@ -1,0 +1,94 @@
+"""Flax modules out of a source, one piece at a time, without initializing weights first."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from algorithms import surgery
+from algorithms.modules import QuantizedLinear
+from algorithms.tensors import QuantizedTensor
+from experiments.checkpoints.sources import Source
+from models.decoder import Block, Decoder
+
+type Head = nnx.Linear | QuantizedLinear
+FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def load_block(source: Source, layer: int, dtype: DTypeLike = jnp.float32) -> Block:
+    """One transformer block, its arrays in `dtype`."""
+    return _load(
+        lambda: Block(source.config, layer, rngs=nnx.Rngs(0)), source, f"blocks.{layer}.", dtype
+    )
+
+
+def load_embed(source: Source, dtype: DTypeLike = jnp.float32) -> nnx.Embed:
+    """The embedding; the head too, where `source.config.tied_embeddings`."""
+    c = source.config
+    return _load(
+        lambda: nnx.Embed(c.vocabulary, c.hidden, rngs=nnx.Rngs(0)), source, "embed.", dtype
+    )
+
+
+def load_norm(source: Source, dtype: DTypeLike = jnp.float32) -> nnx.RMSNorm:
+    """The norm between the last block and the head."""
+    c = source.config
+    return _load(
+        lambda: nnx.RMSNorm(c.hidden, epsilon=c.norm_epsilon, rngs=nnx.Rngs(0)),
+        source,
+        "norm.",
+        dtype,
+    )
+
+
+def load_head(source: Source, dtype: DTypeLike = jnp.float32) -> Head | None:
+    """The head's own linear layer; None where the embedding serves."""
+    c = source.config
+    if c.tied_embeddings:
+        return None
+    return _load(
+        lambda: nnx.Linear(c.hidden, c.vocabulary, use_bias=False, rngs=nnx.Rngs(0)),
+        source,
+        "head.",
+        dtype,
+    )
+
+
+def load_model(source: Source, dtype: DTypeLike = jnp.float32) -> Decoder:
+    """The whole model at once, for what fits memory."""
+    return _load(lambda: Decoder(source.config, rngs=nnx.Rngs(0)), source, "", dtype)
+
+
+def _load[M: nnx.Module](build: Callable[[], M], source: Source, prefix: str, dtype: Any) -> M:
+    """Build a module without computing anything and fill it from `prefix` + its own paths."""
+    holder = nnx.Dict(it=nnx.eval_shape(build))  # so that a quantized layer can replace even `it`
+    # A layer's bias comes before its kernel, which may replace the layer.
+    for path, _ in sorted(nnx.to_flat_state(nnx.state(holder)), key=lambda item: str(item[0])):
+        *parts, field = (str(part) for part in path)
+        name = prefix + ".".join([*parts[1:], FIELDS[field]])
+        _place(holder, ".".join(parts), field, source.tensor(name), dtype)
+    _require_filled(holder)
+    return holder["it"]
+
+
+def _place(root: nnx.Module, path: str, field: str, tensor: Any, dtype: Any) -> None:
+    """Put one tensor where it belongs; a quantized one brings its own layer."""
+    if isinstance(tensor, QuantizedTensor):
+        surgery.quantize_linear(root, path, tensor)
+        return
+    module: Any = surgery.find(root, path)
+    x = jnp.array(tensor, dtype)  # a copy: the source's array may be a view of its file
+    if field == "kernel":
+        surgery.set_weight(module, x)
+    else:
+        getattr(module, field).set_value(x)
+
+
+def _require_filled(root: nnx.Module) -> None:
+    """Our own mistake, never the user's: a source has every tensor of its config."""
+    for path, value in nnx.to_flat_state(nnx.state(root)):
+        leaves = jax.tree.leaves(value)
+        assert not any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves), path

@@ -1,0 +1,133 @@
+"""Tensors in safetensors files, memory-mapped: one file, or shards with an index.
+
+A file is eight bytes of header length (little-endian), a JSON header that gives each tensor's
+type, shape and byte range, and the bytes (huggingface/safetensors, format). The header is read
+here rather than by the library, whose NumPy side has no bfloat16; every range is checked against
+the file before anything is mapped.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from experiments.errors import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies, without its bytes."""
+
+    file: Path
+    storage: str  # the format's name of the type
+    shape: tuple[int, ...]
+    start: int  # in bytes, from the beginning of the file
+    stop: int
+
+    def open(self) -> np.ndarray:
+        """The tensor as a read-only view of the file."""
+        raw = np.memmap(self.file, np.uint8, "r", self.start, self.stop - self.start)
+        return raw.view(TYPES[self.storage]).reshape(self.shape)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the model's tensors, by name.
+
+    Raises UserError if there are none, one is missing, or the index names a path outside.
+    """
+    if (folder / INDEX).is_file():
+        return [_inside(folder, name) for name in sorted(_shard_names(folder / INDEX))]
+    if not (folder / SINGLE).is_file():
+        raise UserError(
+            f"There is neither {SINGLE} nor {INDEX} in {folder}: planish reads safetensors only, "
+            "so save the model's weights in that format."
+        )
+    return [folder / SINGLE]
+
+
+def _shard_names(index: Path) -> set[str]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if names and all(isinstance(name, str) for name in names):
+            return names
+        error: object = "its weight_map names no files"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as caught:
+        error = caught
+    raise UserError(f"{index} is not an index of safetensors ({error!s}): fetch it again.")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    parts = PurePosixPath(name)  # the name alone decides: caches link files from elsewhere
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
+        raise UserError(
+            f"{folder / INDEX} names the file {name!r}, which lies outside its folder: do not "
+            "trust this model."
+        )
+    if not (folder / parts).is_file():
+        raise UserError(f"{folder} lacks the file {name} that its index names: fetch it again.")
+    return folder / parts
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a folder, by the file's own names; headers alone are read."""
+    entries: dict[str, Entry] = {}
+    for file in weight_files(folder):
+        entries |= read_header(file)
+    return entries
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """The tensors of one file. Raises UserError if it is truncated or corrupt."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(LONGEST_HEADER, size - 8):
+                raise ValueError(f"its {size} bytes end inside the header")
+            header = json.loads(stream.read(length))
+        entries = _entries(file, header, 8 + length, size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is truncated or corrupt ({error!s}): fetch the file again."
+        ) from error
+    return entries
+
+
+def _entries(file: Path, header: dict[str, Any], origin: int, size: int) -> dict[str, Entry]:
+    entries = {}
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = (int(offset) for offset in info["data_offsets"])
+        shape = tuple(int(n) for n in info["shape"])
+        _check_range(name, info["dtype"], shape, start, stop, size - origin)
+        entries[name] = Entry(file, info["dtype"], shape, origin + start, origin + stop)
+    return entries
+
+
+def _check_range(
+    name: str, storage: str, shape: tuple[int, ...], start: int, stop: int, room: int
+) -> None:
+    if not 0 <= start <= stop <= room or min(shape, default=0) < 0:
+        raise ValueError(f"{name} lies at bytes {start}:{stop} of {room}")
+    if storage in TYPES:
+        needed = math.prod(shape) * np.dtype(TYPES[storage]).itemsize
+        if needed != stop - start:
+            raise ValueError(f"{name} has {stop - start} bytes where its shape needs {needed}")
+
+
+def require_readable(name: str, entry: Entry) -> None:
+    """Refuse a storage type that planish does not read."""
+    if entry.storage not in TYPES:
+        raise UserError(
+            f"{name} in {entry.file} is stored as {entry.storage} where planish reads "
+            f"{', '.join(TYPES)}: save the model in one of those."
+        )

