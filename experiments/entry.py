@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.text import Text
 
 from experiments.checkpoints.packages import cache_folder
 from experiments.errors import UserError
@@ -22,29 +23,35 @@ CONF = str(Path(__file__).parents[1] / "conf")
 
 
 def entry_point(name: str) -> Callable[[Callable[[DictConfig, Path], Any]], Callable[[], None]]:
-    """Make `run(config, output folder)` a command configured by conf/<name>.yaml.
-
-    A UserError is printed as its sentence and ends the command with status 1, Ctrl-C with 130.
-    """
+    """Make `run(config, output folder)` a command configured by conf/<name>.yaml."""
 
     def decorate(run: Callable[[DictConfig, Path], Any]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=CONF, config_name=name)
         @functools.wraps(run)
         def main(config: DictConfig) -> None:
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            try:
-                use_compilation_cache()
-                run(config, folder)
-            except UserError as error:
-                console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-                sys.exit(1)
-            except KeyboardInterrupt:
-                console.print("interrupted: nothing half-written was left.")
-                sys.exit(130)
+            use_compilation_cache()
+            guarded(run)(config, Path(HydraConfig.get().runtime.output_dir))
 
         return main
 
     return decorate
+
+
+def guarded(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, with a UserError printed as its sentence (exit status 1) and Ctrl-C quiet (130)."""
+
+    @functools.wraps(run)
+    def call(*arguments: Any) -> Any:
+        try:
+            return run(*arguments)
+        except UserError as error:
+            console.print("[bold red]error:[/]", Text(str(error)), soft_wrap=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            console.print("interrupted: nothing half-written was left.")
+            sys.exit(130)
+
+    return call
 
 
 def use_compilation_cache() -> None:
