@@ -14,9 +14,6 @@ from jaxtyping import Array, Float
 from kernels.gram import gram
 
 
-SMALL_TRIANGLE = 256  # below this the solve is as fast as halving
-
-
 class HessianStats(NamedTuple):
     """G = Σ x xᵀ over the activations seen, in float32 (or their wider type)."""
 
@@ -51,11 +48,13 @@ def inverse_factor(h: Float[Array, "i i"], damping: float) -> Float[Array, "i i"
     return invert_upper(r)
 
 
-def invert_upper(r: Float[Array, "i i"]) -> Float[Array, "i i"]:
-    """R⁻¹ of an upper triangular R, by halves: matrix products instead of a solve's long chain."""
+def invert_upper(r: Float[Array, "i i"], halvings: int = 3) -> Float[Array, "i i"]:
+    """R⁻¹ of an upper triangular R, by halves: most of it matrix products, which are faster than
+    a triangular solve. The number of halvings is fixed, so that the graph does not grow with i.
+    """
     n = r.shape[0]
-    if n <= SMALL_TRIANGLE:
+    if n < 2 or not halvings:
         return solve_triangular(r, jnp.eye(n, dtype=r.dtype), lower=False)
     m = n // 2
-    a, c = invert_upper(r[:m, :m]), invert_upper(r[m:, m:])
+    a, c = invert_upper(r[:m, :m], halvings - 1), invert_upper(r[m:, m:], halvings - 1)
     return jnp.block([[a, -a @ r[:m, m:] @ c], [jnp.zeros((n - m, m), r.dtype), c]])

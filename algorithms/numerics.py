@@ -78,10 +78,8 @@ class IntegerGrid:
             scale, zero = self._span(p * low, p * high)
             rounded = self.dequantize(self.quantize(w, scale, zero), scale, zero)
             error = (jnp.abs(rounded - w) ** 2.4).sum(-1)
-            better = error < best[0]
-            return tuple(
-                jnp.where(better, a, b) for a, b in zip((error, scale, zero), best, strict=True)
-            ), None
+            better, found = error < best[0], (error, scale, zero)
+            return [jnp.where(better, a, b) for a, b in zip(found, best, strict=True)], None
 
         first = [jnp.full_like(low, jnp.inf), low, low]
         (_, scale, zero), _ = lax.scan(try_range, first, jnp.arange(80))

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from kernels import packing
@@ -18,7 +19,7 @@ class CompressedTensor(Protocol):
     @property
     def shape(self) -> tuple[int, int]: ...
 
-    def dequantize(self, dtype: jnp.dtype | None = None) -> Float[Array, "o i"]: ...
+    def dequantize(self, dtype: DTypeLike | None = None) -> Float[Array, "o i"]: ...
 
     def storage_bits(self) -> int: ...
 
@@ -34,12 +35,14 @@ class CompressedTensor(Protocol):
 class QuantizedTensor:
     """W[o, i] = scale (code - zero) with unsigned codes of `bits` bits, packed along i.
 
-    Each row has scale.shape[1] groups of consecutive columns; `zero=None` means 2^(bits-1).
+    Each row has scale.shape[1] groups of consecutive columns; `zero=None` means 2^(bits-1). Leading
+    axes appear when layers of one shape are compressed in one batch (vmap).
     """
 
-    packed: UInt8[Array, "o b"]
-    scale: Float[Array, "o g"]
-    zero: UInt8[Array, "o g"] | None
+    # A pytree's leaves are not always arrays (shapes, shardings): `validate` checks, not types.
+    packed: Any  # UInt8[Array, "*l o b"]
+    scale: Any  # Float[Array, "*l o g"]
+    zero: Any  # UInt8[Array, "*l o g"] | None
     bits: int
     columns: int
 
@@ -84,7 +87,7 @@ class QuantizedTensor:
             return jnp.full(self.scale.shape, 2 ** (self.bits - 1), jnp.uint8)
         return self.zero
 
-    def dequantize(self, dtype: jnp.dtype | None = None) -> Float[Array, "o i"]:
+    def dequantize(self, dtype: DTypeLike | None = None) -> Float[Array, "o i"]:
         """The dense weight, computed in float32 (or the scale's wider type), then cast."""
         wide = jnp.promote_types(self.scale.dtype, jnp.float32)
         codes = self.codes().reshape(*self.scale.shape, self.group_size).astype(wide)

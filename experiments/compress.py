@@ -24,7 +24,9 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
     recorder = records.Recorder("compress", plain)
     source, method = build(config, "model"), build(config, "algorithm")
     walk = streaming.Walk(**plain["walk"])
-    windows = build(config, "data").windows(source.tokenizer(), source.config)
+    windows = build(config, "data").windows(
+        source.tokenizer(), source.config.vocabulary, longest=source.config.context
+    )
     streaming.check_shapes(source, method)
     require_disk(source, folder)
 

@@ -23,7 +23,9 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Evaluate and record."""
     recorder = records.Recorder("evaluate", resolved(config))
     source = open_model(config)
-    windows = build(config, "data").windows(source.tokenizer(), source.config)
+    windows = build(config, "data").windows(
+        source.tokenizer(), source.config.vocabulary, longest=source.config.context
+    )
     with recorder.phase("evaluate"):
         metrics = build(config, "evaluation")(source, windows)
     record = recorder.finish(

@@ -50,15 +50,19 @@ def compress_model(
     source: Source,
     writer: CheckpointWriter,
     method: LayerwiseMethod,
-    calibration: Int[np.ndarray, "n T"],
+    calibration: Int[np.ndarray, "n T"] | None,
     walk: Walk,
 ) -> list[LayerReport]:
     """Compress every block of `source` into `writer`; the embedding, norms and head stay dense.
 
-    Raises UserError for weights that the method cannot take, before anything is read.
+    calibration: windows of tokens; a data-free method needs none. Raises UserError for weights that
+    the method cannot take, before anything is read.
     """
     check_shapes(source, method)
-    chunks = [] if method.observe is None else list(embed_windows(source, calibration, walk.chunk))
+    chunks: list[Flow] = []
+    if method.observe is not None:
+        assert calibration is not None
+        chunks = list(embed_windows(source, calibration, walk.chunk))
     reports = []
     with progress.steps("compress", source.config.layers) as step:
         for layer in range(source.config.layers):
@@ -112,7 +116,8 @@ def dense(source: Source, name: str, walk: Walk) -> np.ndarray:
     x = np.asarray(source.read(name))
     if walk.dense_dtype is None:
         return x
-    stored = x.astype(jnp.dtype(walk.dense_dtype))
+    with np.errstate(over="ignore"):  # refused below
+        stored = x.astype(jnp.dtype(walk.dense_dtype))
     if not np.isfinite(stored).all():
         raise UserError(
             f"{name} does not fit {walk.dense_dtype}: its largest magnitude is "

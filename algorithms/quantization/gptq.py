@@ -55,7 +55,7 @@ def gptq(**config) -> LayerwiseMethod:
 def quantize_weight(
     w: Float[Array, "o i"], h: Float[Array, "i i"], config: GPTQConfig
 ) -> QuantizedTensor:
-    """Quantize W given X Xᵀ (at any scale: the result does not depend on it).
+    """Quantize W given X Xᵀ, summed or averaged: without dead inputs its scale does not matter.
 
     Raises ValueError if groups do not divide i. If H + λ I is not positive definite, every scale
     is NaN: rounding in its place would hide it.

@@ -180,8 +180,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _restore(path: Path) -> dict[str, dict[str, np.ndarray]]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:
+            raise ValueError("its Orbax metadata are missing or damaged")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
         return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 

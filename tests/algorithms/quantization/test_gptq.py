@@ -3,6 +3,8 @@
 The deviations are those of papers/gptq.md.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,13 @@ import pytest
 
 from algorithms.quantization.gptq import GPTQConfig, gptq, quantize_weight
 from algorithms.quantization.rtn import rtn
+from algorithms.tensors import QuantizedTensor
 from tests.algorithms.quantization import gptq_official as official
 
 # Name: our options, then the official code's. Block sizes differ on purpose: 12 or less against
 # 128, so lazy updates are tested too; where ranges come from current weights, the official block is
 # a divisor of the group (deviation 1).
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "row": (
         dict(group_size=None, activation_order=False, block_size=16),
         dict(blocksize=128),
@@ -68,6 +71,14 @@ def ours(w, h, **options):
     """GPTQ with unrounded scales unless options say otherwise."""
     config = GPTQConfig(**{"scale_dtype": None} | options)
     return quantize_weight(jnp.asarray(w), jnp.asarray(h), config)
+
+
+def compress(method, w, x) -> QuantizedTensor:
+    """What a method makes of float32 W and X, with the data observed if it wants any."""
+    stats = None
+    if method.observe is not None:
+        stats = method.observe(method.init(x.shape[1]), jnp.asarray(x, jnp.float32))
+    return method.compress(jnp.asarray(w, jnp.float32), stats)
 
 
 def assert_same(tensor, expected):
@@ -212,7 +223,7 @@ def test_deviation_7_with_dead_inputs_it_matters_as_little_as_they_are_few(x64):
     w, x = layer(10)
     x[:, [7, 20]] = 0
     h = official.hessian(x)
-    layout = dict(groupsize=12, static_groups=True, actorder=True)
+    layout: dict[str, Any] = dict(groupsize=12, static_groups=True, actorder=True)
     live = np.mean(np.diag(h)[np.diag(h) > 0])
     lam = 0.01 * (46 * live * np.array([1, len(x) / 2]) + 2) / 48
     np.testing.assert_allclose(lam[1] / lam[0], len(x) / 2, rtol=0.05)
@@ -226,7 +237,7 @@ def test_a_diagonal_hessian_gives_plain_rounding(order):
     w, x = layer(11)
     h = np.diag(np.diag(official.hessian(x))).astype(np.float32)
     tensor = ours(w.astype(np.float32), h, group_size=12, activation_order=order)
-    plain = rtn(group_size=12, scale_dtype=None).compress(jnp.asarray(w, jnp.float32), None)
+    plain = compress(rtn(group_size=12, scale_dtype=None), w, x)
     np.testing.assert_array_equal(tensor.codes(), plain.codes())
     np.testing.assert_array_equal(tensor.scale, plain.scale)
 
@@ -236,10 +247,8 @@ def test_a_diagonal_hessian_gives_plain_rounding(order):
 def test_trades_weight_error_for_output_error(bits, order):
     """Against rounding on the same static grid: farther from W, nearer to W X."""
     w, x = layer(bits, o=16, rank=24)
-    method = gptq(bits=bits, group_size=12, activation_order=order)
-    plain = rtn(bits=bits, group_size=12).compress(jnp.asarray(w, jnp.float32), None)
-    stats = method.observe(method.init(48), jnp.asarray(x, jnp.float32))
-    tensor = method.compress(jnp.asarray(w, jnp.float32), stats)
+    tensor = compress(gptq(bits=bits, group_size=12, activation_order=order), w, x)
+    plain = compress(rtn(bits=bits, group_size=12), w, x)
     np.testing.assert_array_equal(tensor.scale, plain.scale)
 
     far, near = (np.asarray(t.dequantize(), np.float64) - w for t in (tensor, plain))
@@ -249,11 +258,12 @@ def test_trades_weight_error_for_output_error(bits, order):
 
 def test_observing_in_pieces_is_observing_at_once(x64):
     _, x = layer(12)
-    method = gptq()
-    whole = method.observe(method.init(48), jnp.asarray(x))
-    pieces = method.init(48)
+    init, observe, *_ = gptq()
+    assert init is not None and observe is not None
+    whole = observe(init(48), jnp.asarray(x))
+    pieces = init(48)
     for piece in np.split(x, [1, 40]):
-        pieces = method.observe(pieces, jnp.asarray(piece))
+        pieces = observe(pieces, jnp.asarray(piece))
     np.testing.assert_allclose(pieces.gram, whole.gram, rtol=1e-12)
     np.testing.assert_allclose(whole.gram, x.T @ x, rtol=1e-12)
 
@@ -336,9 +346,7 @@ def test_deviation_6_scales_are_rounded_before_codes_are_chosen():
 @pytest.mark.parametrize("bits", [2, 4])
 def test_keeps_shape_and_dtypes(bits):
     w, x = layer(20)
-    method = gptq(bits=bits, group_size=24)
-    stats = method.observe(method.init(48), jnp.asarray(x, jnp.float32))
-    tensor = method.compress(jnp.asarray(w, jnp.float32), stats)
+    tensor = compress(gptq(bits=bits, group_size=24), w, x)
     tensor.validate()
     assert (tensor.shape, tensor.bits, tensor.group_size) == ((7, 48), bits, 24)
     assert tensor.codes().dtype == tensor.zero_point().dtype == jnp.uint8

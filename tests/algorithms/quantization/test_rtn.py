@@ -1,5 +1,7 @@
 """Rounding against a port of the official GPTQ code's quantizer, and what a grid promises."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,8 @@ def weights(seed=0, o=6, i=48):
     return w
 
 
-def quantized(w, **grid):
+def quantized(w, **grid) -> Any:
+    """A QuantizedTensor, with unrounded scales unless `grid` says otherwise."""
     return rtn(**{"scale_dtype": None} | grid).compress(jnp.asarray(w), None)
 
 
@@ -106,13 +109,13 @@ def test_storage_counts_scales_and_zero_points(grid, bits_per_weight):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_jit_equals_eager_and_vmap_equals_the_loop(symmetric):
-    method = rtn(bits=3, group_size=12, symmetric=symmetric)
+    def codes(layer):
+        return quantized(layer, bits=3, group_size=12, symmetric=symmetric).codes()
+
     w = jnp.asarray(np.stack([weights(seed) for seed in range(3)]), jnp.float32)
-    loop = [method.compress(layer, None) for layer in w]
-    jitted = jax.jit(lambda layer: method.compress(layer, None).codes())(w[0])
-    batched = jax.vmap(lambda layer: method.compress(layer, None).codes())(w)
-    np.testing.assert_array_equal(jitted, loop[0].codes())
-    np.testing.assert_array_equal(batched, [tensor.codes() for tensor in loop])
+    loop = [codes(layer) for layer in w]
+    np.testing.assert_array_equal(jax.jit(codes)(w[0]), loop[0])
+    np.testing.assert_array_equal(jax.vmap(codes)(w), loop)
 
 
 @pytest.mark.parametrize("bits", [1, 9])

@@ -1,0 +1,143 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from algorithms.quantization.rtn import rtn
+from experiments.checkpoints.loading import load_model
+from experiments.checkpoints.orbax import Checkpoint, CheckpointWriter, checkpoint_writer
+from experiments.checkpoints.sources import open_source
+from experiments.errors import UserError
+from experiments.streaming import Walk, compress_model
+from models.decoder import DecoderConfig
+from models.rope import RopeScaling
+from tests.experiments import tiny
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compressed")
+    source = tiny.model(folder)
+    write(source, folder / "checkpoint")
+    return source, folder / "checkpoint"
+
+
+def write(source, folder, **walk):
+    with checkpoint_writer(folder) as writer:
+        compress_model(source, writer, rtn(bits=3, group_size=32), None, Walk(**walk))
+        writer.finish(source.config, source.tokenizer(), {"recipe": ["rtn"]})
+
+
+def test_it_comes_back_as_it_was_written(compressed):
+    source, folder = compressed
+    checkpoint = open_source(folder)
+    assert isinstance(checkpoint, Checkpoint)
+    assert checkpoint.config == source.config
+    assert checkpoint.names() == source.names()
+    assert checkpoint.description["recipe"] == ["rtn"]
+    w = jnp.asarray(source.read("blocks.1.mlp.down.weight"), jnp.float32)
+    expected = rtn(bits=3, group_size=32).compress(w, None)
+    found = checkpoint.tensor("blocks.1.mlp.down.weight")
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    np.testing.assert_array_equal(
+        checkpoint.read("embed.weight"), source.read("embed.weight").astype(np.float16)
+    )
+    text = "ab cd"
+    assert checkpoint.tokenizer().encode(text) == source.tokenizer().encode(text)
+
+
+def test_a_model_runs_on_its_packed_weights_without_the_source(compressed):
+    _, folder = compressed
+    checkpoint = open_source(folder)
+    model = load_model(checkpoint)
+    packed = [x for x in jax.tree.leaves(model) if x.dtype == jnp.uint8]
+    assert len(packed) == 2 * 7 * checkpoint.config.layers  # codes and zero points of 7 layers
+    logits = model(jnp.arange(12)[None])
+    dense = load_model(open_source(folder))
+    for block in dense.blocks:
+        for part, names in ((block.attention, "qkvo"), (block.mlp, ("gate", "up", "down"))):
+            for name in names:
+                w = getattr(part, name).tensor.dequantize()
+                setattr(part, name, lambda x, w=w: x @ w.T)
+    np.testing.assert_allclose(logits, dense(jnp.arange(12)[None]), rtol=1e-4, atol=1e-4)
+
+
+def test_every_architecture_survives(tmp_path):
+    config = DecoderConfig(
+        vocabulary=53, hidden=12, layers=2, heads=3, kv_heads=1, head_size=4, feed_forward=16,
+        context=64, windows=(None, 5), tied_embeddings=True, qkv_bias=True, qk_norm=True,
+        rope_scaling=RopeScaling(kind="llama3", factor=8.0),
+    )  # fmt: skip
+    writer = CheckpointWriter(tmp_path / "c")
+    writer.finish(config, tiny.model(tmp_path).tokenizer(), {})
+    assert open_source(tmp_path / "c").config == config
+
+
+def test_nothing_is_left_of_a_writer_that_did_not_finish(tmp_path):
+    source = tiny.model(tmp_path)
+    with pytest.raises(KeyboardInterrupt), checkpoint_writer(tmp_path / "c") as writer:
+        writer.write("norm", {"norm.weight": source.read("norm.weight")})
+        assert (tmp_path / "c.partial" / "parts" / "norm").is_dir()
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf"]
+
+
+def test_an_existing_folder_is_never_overwritten(compressed):
+    _, folder = compressed
+    with pytest.raises(UserError, match="exists already"):
+        CheckpointWriter(folder)
+
+
+def test_the_same_input_gives_the_same_digests(compressed, tmp_path):
+    source, folder = compressed
+    write(source, tmp_path / "again")
+    first, again = (open_source(path).description for path in (folder, tmp_path / "again"))
+    assert first["digests"] == again["digests"]
+
+
+def test_damage_is_one_sentence(compressed, tmp_path):
+    source, _ = compressed
+    folder = tmp_path / "c"
+    write(source, folder)
+    description = json.loads((folder / "planish.json").read_text())
+
+    description["digests"]["norm"] = "0" * 64
+    (folder / "planish.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="norm does not match its SHA-256"):
+        open_source(folder).read("norm.weight")
+
+    for file in (folder / "parts" / "embed").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="embed cannot be read, the checkpoint is damaged"):
+        open_source(folder).read("embed.weight")
+
+    with pytest.raises(UserError, match="has no tensor head.bias"):
+        open_source(folder).read("head.bias")
+
+    description["format"] = 99
+    (folder / "planish.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="has checkpoint format 99; this version reads format 1"):
+        open_source(folder)
+
+    (folder / "planish.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        open_source(folder)
+
+
+def test_a_dtype_too_narrow_is_refused(tmp_path):
+    big = tiny.tensors()
+    big["norm.weight"] = np.full_like(big["norm.weight"], 1e6)
+
+    class Big(type(tiny.model(tmp_path))):
+        def read(self, name):
+            return big[name]
+
+    with pytest.raises(UserError, match="norm.weight does not fit float16.*bfloat16"):
+        write(Big(tmp_path / "model.gguf"), tmp_path / "c")
+    write(Big(tmp_path / "model.gguf"), tmp_path / "c", dense_dtype="bfloat16")
+    assert open_source(tmp_path / "c").tensor("norm.weight").dtype == jnp.bfloat16

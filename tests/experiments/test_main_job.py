@@ -1,0 +1,206 @@
+"""The main job on a tiny model, through the same functions and commands that a user runs."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+
+from experiments import compress, evaluate, records
+from experiments.checkpoints.orbax import CheckpointWriter
+from experiments.entry import CONF
+from experiments.errors import UserError
+from tests.experiments import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """compose(name, *overrides) for the tiny model."""
+    base = tiny.overrides(tmp_path)
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        yield lambda *overrides, name="compress": hydra.compose(name, [*base, *overrides])
+
+
+def command(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_compress_evaluates_and_records(config, tmp_path):
+    record = compress.run(config("algorithm=gptq", "algorithm.group_size=32"), tmp_path / "run")
+    assert record == records.read(tmp_path / "run" / "record.json")
+    assert record["status"] == "finished"
+    assert record["config"]["algorithm"]["group_size"] == 32
+    assert len(record["layers"]) == 2
+    for layer in record["layers"]:
+        assert set(layer["seconds"]) == {"read", "forward", "statistics", "solve", "write"}
+        assert all(0 < error < 0.1 for error in layer["errors"].values())
+    found = record["metrics"]["perplexity"]
+    assert found["windows"] == [4, 16] and len(found["window_losses"]) == 4
+    assert record["seconds"]["compress"] > record["seconds"]["compress_compile"] > 0
+    assert record["peak_memory"] > 1e7
+
+    again = evaluate.run(
+        config(f"checkpoint={tmp_path / 'run' / 'checkpoint'}", name="evaluate"), tmp_path / "again"
+    )
+    assert again["metrics"] == record["metrics"]
+    assert again["footprint"] == record["footprint"]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_more_bits_cost_more_and_lose_less(config, tmp_path):
+    float_model = evaluate.run(config(name="evaluate"), tmp_path / "float")
+    loss = {None: float_model["metrics"]["perplexity"]["loss"]}
+    size = {}
+    for bits in (2, 8):
+        record = compress.run(config("algorithm=rtn", f"algorithm.bits={bits}",
+                                     "algorithm.group_size=32"), tmp_path / str(bits))  # fmt: skip
+        loss[bits] = record["metrics"]["perplexity"]["loss"]
+        size[bits] = record["footprint"]["weight_bits"] / record["footprint"]["weights"]
+    assert abs(loss[8] - loss[None]) < abs(loss[2] - loss[None])
+    assert size == {2: 2 + (16 + 8) / 32, 8: 8 + (16 + 8) / 32}
+
+
+@pytest.mark.parametrize("algorithm", ["rtn", "gptq"])
+def test_the_same_command_gives_the_same_bytes(config, tmp_path, algorithm):
+    digests = []
+    for run in ("a", "b"):
+        settings = [f"algorithm={algorithm}", "algorithm.group_size=32"]
+        compress.run(config(*settings), tmp_path / run)
+        description = (tmp_path / run / "checkpoint" / "planish.json").read_text()
+        digests.append(json.loads(description)["digests"])
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["algorithm.group_size=40"], "attention.input.*group_size=40 must divide the input dim"),
+        (["algorithm.bits=9"], "algorithm: bits=9 must be from 2 to 8"),
+        (["algorithm.static_groups=false"], "activation_order=True needs static_groups=True"),
+        (["model.path=/nowhere"], "There is no file or folder at /nowhere"),
+        (["data.context=1000"], "data.context=1000 is longer than the model allows"),
+        (["data.calibration=100000"], "fewer than data.calibration=100000"),
+    ],
+)
+def test_a_mistake_is_a_sentence_before_any_work(config, tmp_path, overrides, sentence):
+    defaults = ["algorithm.group_size=32"]
+    with pytest.raises(UserError, match=sentence):
+        compress.run(config(*defaults, *overrides), tmp_path / "r")
+    assert not (tmp_path / "r" / "checkpoint").exists()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_too_little_disk_is_refused_with_the_numbers(config, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(compress.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="0 MB free and the checkpoint may need 0 MB"):
+        compress.run(config("algorithm.group_size=32"), tmp_path / "run")
+
+
+def test_a_disk_that_fills_leaves_nothing(config, tmp_path, monkeypatch):
+    def full(self, part, tensors):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointWriter, "write", full)
+    with pytest.raises(OSError):
+        compress.run(config("algorithm.group_size=32"), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_ctrl_c_leaves_nothing(config, tmp_path, monkeypatch):
+    written = []
+
+    def interrupted(self, part, tensors):
+        written.append(part)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointWriter, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compress.run(config("algorithm.group_size=32"), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_a_record_is_never_overwritten(tmp_path):
+    records.write({"schema": 1}, tmp_path)
+    with pytest.raises(UserError, match="never overwritten"):
+        records.write({"schema": 1}, tmp_path)
+
+
+def test_the_commands_work_from_a_shell(tmp_path):
+    """compress as a multirun, evaluate and generate on what it wrote, from another folder."""
+    base = [*tiny.overrides(tmp_path), "algorithm.group_size=32"]
+    done = command("experiments.compress", "--multirun", "algorithm=rtn,gptq",
+                   "algorithm.bits=2,3", *base, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = sorted(tmp_path.glob("runs/compress/*/*/record.json"))
+    assert len(found) == 4
+    bits = sorted(records.read(path)["config"]["algorithm"]["bits"] for path in found)
+    assert bits == [2, 2, 3, 3]
+
+    checkpoint = found[0].parent / "checkpoint"
+    text = f"data.path={tmp_path / 'text.txt'}"
+    done = command("experiments.evaluate", f"checkpoint={checkpoint}", *tiny.OVERRIDES, text,
+                   cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stderr
+
+    for extra in ([], ["sampling.temperature=0.7", "sampling.top_k=5", "sampling.top_p=0.9"]):
+        done = command("experiments.generate", f"checkpoint={checkpoint}", "prompt=ab cd",
+                       "max_tokens=5", *extra, cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("ab cd") and len(done.stdout) > len("ab cd\n")
+
+
+def test_a_users_mistake_ends_the_command_with_one_sentence(tmp_path):
+    done = command("experiments.compress", "model=local", "model.path=/nowhere", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "There is no file or folder at /nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_method_from_outside_the_repository_runs_by_its_target(tmp_path):
+    """The README's recipe: one module and one YAML, anywhere on the path."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "ternary.py").write_text(
+        textwrap.dedent("""
+            import jax.numpy as jnp
+            from algorithms.layerwise import LayerwiseMethod
+            from algorithms.tensors import QuantizedTensor
+
+            def ternary(*, threshold):
+                def compress(w, stats):
+                    scale = jnp.abs(w).mean(1, keepdims=True)
+                    sign = jnp.sign(w) * (jnp.abs(w) > threshold * scale)
+                    return QuantizedTensor.from_codes((sign + 2).astype(jnp.uint8), scale, None, 2)
+
+                return LayerwiseMethod(None, None, compress)
+        """)
+    )
+    (tmp_path / "conf" / "algorithm").mkdir(parents=True)
+    (tmp_path / "conf" / "algorithm" / "ternary.yaml").write_text(
+        "_target_: ternary.ternary\nthreshold: 0.5\n"
+    )
+    done = command(
+        "experiments.compress", "--config-dir", str(tmp_path / "conf"), "algorithm=ternary",
+        "algorithm.threshold=0.7", *tiny.overrides(tmp_path), cwd=tmp_path,
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path / "mine")]),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("runs/compress/*/record.json")
+    record = records.read(path)
+    assert record["config"]["algorithm"]["_target_"] == "ternary.ternary"
+    assert np.isfinite(record["metrics"]["perplexity"]["value"])
