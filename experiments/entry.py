@@ -1,6 +1,7 @@
 """What every entry point shares: Hydra around it, errors as sentences, the compilation cache."""
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def entry_point(name: str) -> Callable[[Callable[[DictConfig, Path], Any]], Call
         @hydra.main(version_base="1.3", config_path=CONF, config_name=name)
         @functools.wraps(run)
         def main(config: DictConfig) -> None:
-            use_compilation_cache()
+            prepare()
             guarded(run)(config, Path(HydraConfig.get().runtime.output_dir))
 
         return main
@@ -54,8 +55,10 @@ def guarded(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled functions between runs, beside the other cached files."""
+def prepare() -> None:
+    """Quiet libraries, and compiled functions kept between runs beside the other cached files."""
+    for library in ("absl", "jax"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -7,13 +7,14 @@ import hydra
 
 from experiments import compress, evaluate, records
 from experiments.checkpoints.sources import open_source
-from experiments.entry import CONF, guarded, resolved, use_compilation_cache
+from experiments.entry import CONF, guarded, prepare, resolved
 from experiments.generate import continue_text
 from experiments.plots import perplexity_against_size
 from experiments.progress import console
 from experiments.report import Record, label, markdown, table
 
 RUNS = [("rtn", 4), ("rtn", 3), ("gptq", 4), ("gptq", 3)]
+DATA = ["data.heldout=20"]  # half of protocol E's windows: enough to tell these runs apart
 PROMPT = "Explain in one sentence why the sky is blue."
 
 
@@ -21,10 +22,10 @@ def run(folder: Path) -> list[Record]:
     """The float model, then each run; one record per line of the table, each in its own folder."""
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         console.rule("the float model")
-        found = [evaluate.run(hydra.compose("evaluate"), folder / "float")]
+        found = [evaluate.run(hydra.compose("evaluate", DATA), folder / "float")]
         for method, bits in RUNS:
             console.rule(f"{method}, {bits} bits")
-            overrides = [f"algorithm={method}", f"algorithm.bits={bits}"]
+            overrides = [*DATA, f"algorithm={method}", f"algorithm.bits={bits}"]
             config = hydra.compose("compress", overrides)
             found.append(compress.run(config, folder / f"{method}-{bits}"))
         generation = resolved(
@@ -50,7 +51,7 @@ def run(folder: Path) -> list[Record]:
 
 @guarded
 def main() -> None:
-    use_compilation_cache()
+    prepare()
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run(Path("runs/quickstart") / stamp)
 

@@ -1,11 +1,20 @@
 """Tables from records."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from rich import box
 from rich.table import Table
 
 Record = dict[str, Any]
+
+HEADER = ("method", "bits", "disk MB", "perplexity", "Δ loss, paired", "seconds", "peak GB")
+FOOTNOTE = (
+    "bits: per compressed weight, scales and zero points counted. ± standard error over windows; "
+    "Δ loss: to the float model on the same windows, nats per token."
+)
 
 
 def label(record: Record) -> str:
@@ -31,34 +40,55 @@ def bits_per_weight(record: Record) -> float | None:
     return size["weight_bits"] / size["weights"] if size and size["weights"] else None
 
 
-def cells(record: Record) -> list[str]:
-    """One row: method, bits per weight, size on disk, perplexity, seconds, peak memory."""
+def paired_difference(record: Record, reference: Record) -> tuple[float, float] | None:
+    """Mean over windows of the loss minus the reference's, and its standard error, in nats.
+
+    None unless both were evaluated on the same windows.
+    """
+    mine, other = (r["metrics"]["perplexity"] for r in (record, reference))
+    if mine["data"] != other["data"] or mine["windows"] != other["windows"]:
+        return None
+    delta = np.subtract(mine["window_losses"], other["window_losses"])
+    error = delta.std(ddof=1) / math.sqrt(len(delta)) if len(delta) > 1 else math.nan
+    return float(delta.mean()), float(error)
+
+
+def cells(record: Record, reference: Record | None) -> list[str]:
+    """One row of a table, in the order of HEADER."""
     metrics, bits = record["metrics"].get("perplexity"), bits_per_weight(record)
     seconds = record["seconds"].get("compress")
+    delta = None
+    if metrics and reference is not None and record is not reference:
+        delta = paired_difference(record, reference)
     return [
         label(record),
         "–" if bits is None else f"{bits:.2f}",
-        f"{record['bytes_on_disk'] / 1e6:.1f}",
+        "–" if bits is None else f"{record['bytes_on_disk'] / 1e6:.1f}",
         f"{metrics['value']:.2f} ± {metrics['standard_error']:.2f}" if metrics else "–",
+        "–" if delta is None else f"{delta[0]:+.3f} ± {delta[1]:.3f}",
         "–" if seconds is None else f"{seconds:.0f}",
         f"{record['peak_memory'] / 1e9:.2f}",
     ]
 
 
-HEADER = ("method", "bits per weight", "on disk, MB", "perplexity", "compress, s", "peak, GB")
+def float_record(records: Sequence[Record]) -> Record | None:
+    """The model as it is, where it is among the records."""
+    return next((record for record in records if label(record) == "float"), None)
 
 
 def table(records: Sequence[Record]) -> Table:
     """For the terminal."""
-    drawn = Table(*HEADER)
-    for column in drawn.columns[1:]:
-        column.justify = "right"
+    drawn = Table(box=box.SIMPLE, padding=(0, 1), caption=FOOTNOTE, caption_justify="left")
+    for number, name in enumerate(HEADER):
+        drawn.add_column(name, justify="right" if number else "left", no_wrap=True)
     for record in records:
-        drawn.add_row(*cells(record))
+        drawn.add_row(*cells(record, float_record(records)))
     return drawn
 
 
 def markdown(records: Sequence[Record]) -> str:
     """For a document."""
-    rows = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *map(cells, records)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    reference = float_record(records)
+    rows = [HEADER, ("---", *["---:"] * (len(HEADER) - 1))]
+    rows += [tuple(cells(record, reference)) for record in records]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{FOOTNOTE}\n"

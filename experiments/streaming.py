@@ -29,7 +29,7 @@ class Walk:
     """How a model is walked."""
 
     sequential: bool = True  # later layers are calibrated on what compressed predecessors produce
-    chunk: int = 8  # windows per step
+    chunk: int = 4  # windows per step
     dense_dtype: str | None = "float16"  # of what stays uncompressed, on disk; None: as the source
 
 
