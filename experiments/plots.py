@@ -33,7 +33,7 @@ def perplexity_against_size(records: Sequence[Record], path: Path) -> Path:
         axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}")
         axes.set_xlabel("size of all tensors, MB")
         axes.set_ylabel("perplexity (log scale)")
-        axes.margins(x=0.15, y=0.15)
+        axes.margins(x=0.25, y=0.15)
         axes.grid(alpha=0.3)
         axes.legend()
         partial = path.with_name(f".{path.name}")
@@ -60,8 +60,8 @@ def _line(
             f"{y:.1f} at {bits_per_weight(record):.2f} bits",
             (x, y),
             textcoords="offset points",
-            xytext=(0, 9 if above else -16),
-            ha="center",
+            xytext=(6, 4 if above else -14),
+            ha="left",
             fontsize=8,
             color=drawn.lines[0].get_color(),
         )

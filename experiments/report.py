@@ -10,10 +10,11 @@ from rich.table import Table
 
 Record = dict[str, Any]
 
-HEADER = ("method", "bits", "disk MB", "perplexity", "Δ loss, paired", "seconds", "peak GB")
+HEADER = ("method", "bits", "disk MB", "perplexity", "Δ loss", "seconds", "GB")
 FOOTNOTE = (
-    "bits: per compressed weight, scales and zero points counted. ± standard error over windows; "
-    "Δ loss: to the float model on the same windows, nats per token."
+    "bits per compressed weight, scales and zero points counted; ± standard error over windows; "
+    "Δ loss: to the float model, paired by window, nats per token; seconds to compress; "
+    "GB: peak memory."
 )
 
 
@@ -78,7 +79,7 @@ def float_record(records: Sequence[Record]) -> Record | None:
 
 def table(records: Sequence[Record]) -> Table:
     """For the terminal."""
-    drawn = Table(box=box.SIMPLE, padding=(0, 1), caption=FOOTNOTE, caption_justify="left")
+    drawn = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=FOOTNOTE, caption_justify="left")
     for number, name in enumerate(HEADER):
         drawn.add_column(name, justify="right" if number else "left", no_wrap=True)
     for record in records:

@@ -45,11 +45,12 @@ def blockwise(
     *,
     window: int | None,
 ) -> Float[Array, "B T n h"]:
-    """One key-value head of one window at a time, in blocks of queries.
+    """Every head of every window as one batch of matrices, in blocks of queries.
 
-    On a CPU this takes a fifth of the time of `fused`: scores stay in the cache, products are plain
-    matrices, and what the mask hides is not computed.
+    On a CPU this takes a fraction of the time of `fused`: the products run at the machine's rate,
+    and keys that the mask hides from a whole block are not touched.
     """
+    q, k, v = lax.optimization_barrier((q, k, v))  # fused into the transposes below, rope is slow
     b, t, n, h = q.shape
     heads = k.shape[2]
     g = n // heads  # query heads per key-value head: rows are ordered (position, query head)
@@ -57,21 +58,17 @@ def blockwise(
     keys = k.transpose(0, 2, 3, 1).reshape(b * heads, h, t)
     values = v.swapaxes(1, 2).reshape(b * heads, t, h)
 
-    def one_head(head):
-        rows, keys, values = head
-        steps = []
-        for start in range(0, t, BLOCK):
-            stop = min(start + BLOCK, t)
-            first = 0 if window is None else max(0, start - window + 1)
-            mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
-            scores = (rows[start * g : stop * g] @ keys[:, first:stop]).astype(jnp.float32)
-            p = jnp.where(jnp.repeat(mask, g, 0), scores, -jnp.inf)
-            p = jnp.exp(p - p.max(-1, keepdims=True))
-            y = p.astype(values.dtype) @ values[first:stop]
-            steps.append(y / p.sum(-1, keepdims=True).astype(y.dtype))
-        return jnp.concatenate(steps)
-
-    y = lax.map(one_head, (rows, keys, values))
+    steps = []
+    for start in range(0, t, BLOCK):
+        stop = min(start + BLOCK, t)
+        first = 0 if window is None else max(0, start - window + 1)
+        mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
+        scores = (rows[:, start * g : stop * g] @ keys[:, :, first:stop]).astype(jnp.float32)
+        p = jnp.where(jnp.repeat(mask, g, 0), scores, -jnp.inf)
+        p = jnp.exp(p - p.max(-1, keepdims=True))
+        y = p.astype(values.dtype) @ values[:, first:stop]
+        steps.append(y / p.sum(-1, keepdims=True).astype(y.dtype))
+    y = jnp.concatenate(steps, 1)
     return y.reshape(b, heads, t, g, h).swapaxes(1, 2).reshape(b, t, n, h)
 
 

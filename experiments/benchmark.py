@@ -1,0 +1,201 @@
+"""Speed against the peers and the arithmetic floor, and memory against depth:
+python -m experiments.benchmark [what=[gptq,perplexity,memory]]
+
+Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
+runs where `peers_python` has its packages (`make test-peers` builds such an environment).
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from omegaconf import DictConfig
+
+from experiments import progress, records
+from experiments.checkpoints import huggingface
+from experiments.checkpoints.sources import Source, shapes
+from experiments.data.corpora import STORED
+from experiments.entry import build, entry_point, resolved
+from experiments.errors import UserError
+from experiments.evaluation import floor
+
+PEERS = records.ROOT / "tests" / "peers"
+HELDOUT = 4  # windows evaluated beside a timed compression: a check that it worked
+
+
+def run(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Measure what `what` names, record it."""
+    plain = resolved(config)
+    recorder = records.Recorder("benchmark", plain)
+    source = build(config, "model")
+    measure = {"gptq": gptq, "perplexity": perplexity, "memory": memory}
+    if unknown := set(plain["what"]) - set(measure):
+        raise UserError(f"what={sorted(unknown)} is unknown: choose from {', '.join(measure)}.")
+    results = {name: measure[name](plain, source, folder) for name in plain["what"]}
+    record = recorder.finish(results=results, status="finished")
+    records.write(record, folder)
+    return record
+
+
+def gptq(plain: dict[str, Any], source: Source, folder: Path) -> list[dict[str, Any]]:
+    """GPTQ at each number of calibration windows, ours and llm-compressor's in turns."""
+    rows = []
+    for windows in plain["calibration"]:
+        ours, theirs = [], []
+        for turn in range(plain["repeats"]):
+            where = folder / f"gptq-{windows}-{turn}"
+            settings = [*plain["gptq"], f"data.calibration={windows}", f"data.heldout={HELDOUT}"]
+            ours.append(our_run("compress", where, settings))
+            if plain["peers_python"]:
+                arguments = ["--calibration", windows, "--bits", 4, "--group", 64, "--asymmetric"]
+                arguments += ["--heldout", HELDOUT]
+                theirs.append(peer_run(plain, source, "run_llmcompressor.py", *arguments))
+        rows.append(gptq_row(source, windows, ours, theirs))
+    return rows
+
+
+def gptq_row(
+    source: Source, windows: int, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Times of one setting: the median run with its parts, the floor, the peer."""
+    totals = [r["seconds"]["compress"] - r["seconds"]["compress_compile"] for r in ours]
+    middle = ours[totals.index(statistics.median_low(totals))]
+    context = middle["data"]["shape"][1]
+    rate = floor.product_rate(source.config, middle["config"]["walk"]["chunk"] * context)
+    work = floor.operations(source.config, windows, context)
+    parts: dict[str, float] = {}
+    for layer in middle["layers"]:
+        for phase, seconds in layer["seconds"].items():
+            parts[phase] = parts.get(phase, 0.0) + seconds
+    least = sum(work.values()) / rate
+    total = statistics.median_low(totals)
+    row = {
+        "calibration": windows,
+        "seconds": total,
+        "seconds_all": totals,
+        "compile_seconds": middle["seconds"]["compress_compile"],
+        "parts_with_compile": parts,
+        "perplexity": middle["metrics"]["perplexity"]["value"],
+        "peak_memory": middle["peak_memory"],
+        "operations": work,
+        "product_rate": rate,
+        "floor_seconds": {name: count / rate for name, count in work.items()},
+        "times_floor": total / least,
+    }
+    if theirs:
+        peer = statistics.median_low([result["seconds"] for result in theirs])
+        row["llmcompressor"] = theirs
+        row["times_faster"] = peer / total
+        row["times_faster_with_compile"] = peer / (total + row["compile_seconds"])
+    return row
+
+
+def perplexity(plain: dict[str, Any], source: Source, folder: Path) -> dict[str, Any]:
+    """Protocol E on the float model, ours and transformers' in turns."""
+    ours, theirs = [], []
+    for turn in range(plain["repeats"]):
+        ours.append(our_run("evaluate", folder / f"perplexity-{turn}", []))
+        if plain["peers_python"]:
+            theirs.append(peer_run(plain, source, "run_transformers_perplexity.py"))
+    totals = [r["seconds"]["evaluate"] - r["seconds"]["evaluate_compile"] for r in ours]
+    row: dict[str, Any] = {
+        "seconds": statistics.median_low(totals),
+        "seconds_all": totals,
+        "compile_seconds": ours[0]["seconds"]["evaluate_compile"],
+        "perplexity": ours[0]["metrics"]["perplexity"]["value"],
+    }
+    if theirs:
+        row["transformers"] = theirs
+        peer = statistics.median_low([result["seconds"] for result in theirs])
+        row["times_faster"] = peer / row["seconds"]
+    return row
+
+
+def memory(plain: dict[str, Any], source: Source, folder: Path) -> list[dict[str, Any]]:
+    """Peak memory of GPTQ on random models that differ in depth alone."""
+    rows = []
+    for depth in plain["depths"]:
+        with tempfile.TemporaryDirectory() as model:
+            write_random_model(source, depth, Path(model))
+            settings = ["model=local", f"model.path={model}", *plain["memory"]]
+            record = our_run("compress", folder / f"memory-{depth}", settings)
+        rows.append({"blocks": depth, "peak_memory": record["peak_memory"]})
+    peaks = [row["peak_memory"] for row in rows]
+    return [{**row, "times_least": row["peak_memory"] / min(peaks)} for row in rows]
+
+
+def write_random_model(source: Source, depth: int, folder: Path) -> None:
+    """A Hugging Face folder of random float16 weights with `source`'s block shape and tokenizer."""
+    c = source.config
+    raw = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": c.vocabulary,
+        "hidden_size": c.hidden,
+        "num_hidden_layers": depth,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+        "intermediate_size": c.feed_forward,
+        "max_position_embeddings": c.context,
+        "rms_norm_eps": c.norm_epsilon,
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+    }
+    (folder / "config.json").write_text(json.dumps(raw))
+    config = huggingface.read_config(raw, folder / "config.json")
+    rng = np.random.default_rng(0)
+    weight_map = {}
+    for name, shape in shapes(config).items():  # one file per tensor: never the whole model at once
+        x = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5
+        stored, file = huggingface.stored_name(name), f"{name}.safetensors"
+        safetensors.numpy.save_file({stored: x.astype(np.float16)}, folder / file)
+        weight_map[stored] = file
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    source.tokenizer().core.save(str(folder / "tokenizer.json"))
+
+
+def our_run(command: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """One of our commands in a process of its own, with nothing compiled before; its record."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+        arguments = [f"experiments.{command}", f"hydra.run.dir={folder}", *overrides]
+        process([sys.executable, "-m", *arguments], environment)
+    return records.read(folder / records.FILE)
+
+
+def peer_run(plain: dict[str, Any], source: Source, script: str, *arguments: Any) -> dict[str, Any]:
+    """A peer's script in its own environment; the JSON of its last line."""
+    gguf = ["--gguf", source.location, "--windows", STORED, "--threads", plain["threads"]]
+    command = [plain["peers_python"], PEERS / script, *gguf, *arguments]
+    return json.loads(process(list(map(str, command)), dict(os.environ)).splitlines()[-1])
+
+
+def process(command: list[str], environment: dict[str, str]) -> str:
+    progress.console.print(f"[dim]{' '.join(command)}[/]", soft_wrap=True)
+    done = subprocess.run(
+        command, env=environment, cwd=records.ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        last = "\n".join(done.stderr.splitlines()[-15:])
+        raise UserError(f"{' '.join(command)} failed with status {done.returncode}:\n{last}")
+    return done.stdout
+
+
+@entry_point("benchmark")
+def main(config: DictConfig, folder: Path) -> None:
+    record = run(config, folder.absolute())
+    progress.console.print_json(data=record["results"])
+    progress.console.print(f"record: {folder / records.FILE}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
