@@ -1,10 +1,15 @@
-# make quickstart: the main job on a real model; make test: all tests. Both from nothing.
+# make quickstart   the main job on a real model
+# make test         all tests
+# make lint         ruff, mypy, import contracts
+# make test-peers   the oracles, live, in an environment of their own
+# make bench        speed against the peers, and memory against depth
+# Each from nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint check bench clean test-peers goldens
+.PHONY: quickstart test lint test-peers bench clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m experiments.quickstart
@@ -24,6 +29,24 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
+
+# The peers need Python 3.11, where torch has a CPU build.
+PEERS_PYTHON ?= $(shell for p in "env PYENV_VERSION=3.11.7 python3" python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+PEERS := .venv-peers/.installed
+
+$(PEERS): tests/peers/requirements.txt
+	@test -n "$(PEERS_PYTHON)" || { echo "The peers need Python 3.11: make test-peers PEERS_PYTHON=/path/to/python3.11"; exit 1; }
+	$(PEERS_PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== $<)"
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-peers: $(INSTALLED) $(PEERS)
+	PLANISH_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python -m pytest tests/peers
+
+bench: $(INSTALLED) $(PEERS)
+	$(BIN)/python -m experiments.benchmark peers_python=$(CURDIR)/.venv-peers/bin/python
 
 clean:
 	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache

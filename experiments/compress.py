@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments import records, streaming
-from experiments.checkpoints.orbax import checkpoint_writer, open_checkpoint
+from experiments.checkpoints.orbax import Checkpoint, checkpoint_writer
 from experiments.checkpoints.sources import Source, shapes
 from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
@@ -41,7 +41,7 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
         }
         writer.finish(source.config, source.tokenizer(), notes)
 
-    compressed = open_checkpoint(checkpoint)
+    compressed = Checkpoint(checkpoint)
     with recorder.phase("evaluate"):
         metrics = build(config, "evaluation")(compressed, windows)
     record = recorder.finish(

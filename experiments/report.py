@@ -1,7 +1,7 @@
 """Tables from records."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,9 +87,76 @@ def table(records: Sequence[Record]) -> Table:
     return drawn
 
 
+def calibration(record: Record) -> str:
+    """The windows that a method observed: "32 × 512"; a dash for one that needs no data."""
+    observed = any("statistics" in layer["seconds"] for layer in record.get("layers", []))
+    return " × ".join(map(str, record["data"]["shape"])) if observed else "–"
+
+
 def markdown(records: Sequence[Record]) -> str:
-    """For a document."""
-    reference = float_record(records)
-    rows = [HEADER, ("---", *["---:"] * (len(HEADER) - 1))]
-    rows += [tuple(cells(record, reference)) for record in records]
+    """For a document: as `table`, with the calibration windows."""
+    reference, header = float_record(records), (*HEADER, "calibration")
+    rows = [header, ("---", *["---:"] * (len(header) - 1))]
+    rows += [(*cells(record, reference), calibration(record)) for record in records]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{FOOTNOTE}\n"
+
+
+TIMES = ("seconds", "load_seconds")  # of a peer
+PARTS = ("read", "forward", "statistics", "solve", "write")
+
+
+def speed_markdown(record: Record, what: str) -> str:
+    """What a benchmark measured, as a table with the machine below it."""
+    tables: dict[str, Callable[[Any], list[list[str]]]] = {
+        "gptq": _gptq_rows,
+        "perplexity": _perplexity_rows,
+        "memory": _memory_rows,
+    }
+    header, *rows = tables[what](record["results"][what])
+    lines = [header, ["---:"] * len(header), *rows]
+    device = record["device"]
+    machine = f"{device['cores']} cores ({device['machine']}), jax {record['versions']['jax']}"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{machine}.\n"
+
+
+def _gptq_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    header = ["calibration windows", "seconds", "compile", "llm-compressor, s", "times faster"]
+    header += ["floor, s", "times floor", *PARTS]
+    rows = []
+    for row in results:
+        peers = [result["seconds"] for result in row.get("llmcompressor", [])]
+        rows.append(
+            [
+                str(row["calibration"]),
+                f"{row['seconds']:.1f}",
+                f"{row['compile_seconds']:.1f}",
+                ", ".join(f"{seconds:.0f}" for seconds in peers) or "–",
+                f"{row['times_faster']:.2f}" if peers else "–",
+                f"{sum(row['floor_seconds'].values()):.1f}",
+                f"{row['times_floor']:.2f}",
+                *(f"{row['parts_with_compile'].get(part, 0.0):.1f}" for part in PARTS),
+            ]
+        )
+    return [header, *rows]
+
+
+def _perplexity_rows(row: dict[str, Any]) -> list[list[str]]:
+    """Ours reads the weights as it goes; transformers loads them before its time begins."""
+    theirs = row.get("transformers", [])
+    header = ["seconds, reading included", "compile", "transformers, s", "its loading, s"]
+    header += ["times faster", "loading counted"]
+    cells = [f"{row['seconds']:.1f}", f"{row['compile_seconds']:.1f}"]
+    cells += [
+        ", ".join(f"{r[key]:.1f}" for r in theirs) or "–" for key in ("seconds", "load_seconds")
+    ]
+    for key in ("times_faster", "times_faster_with_loading"):
+        cells.append(f"{row[key]:.2f}" if theirs else "–")
+    return [header, cells]
+
+
+def _memory_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = [
+        [str(row["blocks"]), f"{row['peak_memory'] / 1e9:.3f}", f"{row['times_least']:.3f}"]
+        for row in results
+    ]
+    return [["blocks", "peak memory, GB", "times the least"], *rows]

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from algorithms.layerwise import BlockResult, LayerwiseMethod, compress_block
 from experiments import progress
-from experiments.checkpoints.loading import load_block, load_embed
+from experiments.checkpoints.loading import load_blocks, load_embed
 from experiments.checkpoints.orbax import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
@@ -65,8 +65,9 @@ def compress_model(
         chunks = list(embed_windows(source, calibration, walk.chunk))
     reports = []
     with progress.steps("compress", source.config.layers) as step:
+        blocks = load_blocks(source)
         for layer in range(source.config.layers):
-            report = _compress_layer(source, writer, method, chunks, walk, layer)
+            report = _compress_layer(source, blocks, writer, method, chunks, walk, layer)
             reports.append(report)
             step(f"error {report.worst:.2e}")
     for name in sorted(n for n in source.names() if not n.startswith("blocks.")):
@@ -74,9 +75,9 @@ def compress_model(
     return reports
 
 
-def _compress_layer(source, writer, method, chunks, walk: Walk, layer: int) -> LayerReport:
+def _compress_layer(source, blocks, writer, method, chunks, walk: Walk, layer: int) -> LayerReport:
     start = time.perf_counter()
-    block = load_block(source, layer)
+    block = next(blocks)
     read = time.perf_counter() - start
     try:
         result = compress_block(block, chunks, method, sequential=walk.sequential)

@@ -1,6 +1,7 @@
 """Flax modules out of a source, one piece at a time, without initializing weights first."""
 
-from collections.abc import Callable
+import concurrent.futures
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,6 +24,17 @@ def load_block(source: Source, layer: int, dtype: DTypeLike = jnp.float32) -> Bl
     return _load(
         lambda: Block(source.config, layer, rngs=nnx.Rngs(0)), source, f"blocks.{layer}.", dtype
     )
+
+
+def load_blocks(source: Source, dtype: DTypeLike = jnp.float32) -> Iterator[Block]:
+    """Every block in order; the next one is read while the caller works on this one."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
+        upcoming = reader.submit(load_block, source, 0, dtype)
+        for layer in range(1, source.config.layers):
+            block = upcoming.result()
+            upcoming = reader.submit(load_block, source, layer, dtype)
+            yield block
+        yield upcoming.result()
 
 
 def load_embed(source: Source, dtype: DTypeLike = jnp.float32) -> nnx.Embed:

@@ -173,11 +173,6 @@ class Checkpoint(Source):
         return trees
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a folder that `CheckpointWriter` wrote."""
-    return Checkpoint(Path(path))
-
-
 def _restore(path: Path) -> dict[str, dict[str, np.ndarray]]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata

@@ -8,7 +8,6 @@ by `weight` or `bias`: "embed.weight", "blocks.0.attention.q.weight", "blocks.0.
 """
 
 import abc
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -116,15 +115,15 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     if not at.exists():
         raise UserError(f"There is no file or folder at {at}: check the path.")
     # The readers derive from Source, so they are imported only here.
+    from experiments.checkpoints import gguf, huggingface, orbax
+
     if at.is_dir():
-        if (at / "planish.json").is_file():
-            return importlib.import_module("experiments.checkpoints.orbax").open_checkpoint(at)
+        if (at / orbax.DESCRIPTION).is_file():
+            return orbax.Checkpoint(at)
         if (at / "config.json").is_file():
-            return importlib.import_module("experiments.checkpoints.huggingface").HuggingFaceFolder(
-                at
-            )
+            return huggingface.HuggingFaceFolder(at)
     elif _starts_with_magic(at):
-        return importlib.import_module("experiments.checkpoints.gguf").GGUFFile(at)
+        return gguf.GGUFFile(at)
     raise UserError(
         f"{at} is not a model: expected a folder with a config.json and safetensors, a GGUF file, "
         "or a checkpoint that planish wrote."

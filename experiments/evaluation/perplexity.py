@@ -16,9 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from experiments import progress
-from experiments.checkpoints.loading import load_block, load_embed, load_head, load_norm
+from experiments.checkpoints.loading import load_blocks, load_embed, load_head, load_norm
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
+
+LOGITS = 256  # positions whose logits are held at once
 
 
 class Perplexity(NamedTuple):
@@ -69,8 +71,8 @@ def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 
     tokens = [jnp.asarray(windows[n : n + chunk]) for n in range(0, len(windows), chunk)]
     activations = [embed(t) for t in tokens]
     with progress.steps("evaluate", source.config.layers + 1) as step:
-        for layer in range(source.config.layers):
-            graph, state = nnx.split(load_block(source, layer))
+        for block in load_blocks(source):
+            graph, state = nnx.split(block)
             for n, x in enumerate(activations):
                 activations[n] = _run_block(graph, state, x, positions)
             jax.block_until_ready(activations[-1])
@@ -96,15 +98,16 @@ def _run_block(graph, state, x, positions):
 def _window_losses(
     graph, state, x: Float[Array, "n T D"], tokens: Int[Array, "n T"]
 ) -> Float[Array, " n"]:
-    """One window at a time: the logits of a window are the largest array of an evaluation."""
+    """A part of a window at a time: logits are the largest array of an evaluation."""
     norm, head = nnx.merge(graph, state)
     project = head.attend if isinstance(head, nnx.Embed) else head
 
-    def window_loss(window):
-        x, tokens = window
-        logits = project(norm(x[:-1])).astype(jnp.float32)
-        return jnp.mean(
-            jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, tokens[1:, None], -1)[:, 0]
-        )
+    def loss(position):
+        x, following = position
+        logits = project(norm(x)).astype(jnp.float32)
+        return jax.nn.logsumexp(logits) - logits[following]
 
-    return jax.lax.map(window_loss, (x, tokens))
+    n, t = tokens.shape
+    positions = (x[:, :-1].reshape(n * (t - 1), -1), tokens[:, 1:].reshape(-1))
+    losses = jax.lax.map(loss, positions, batch_size=LOGITS)
+    return losses.reshape(n, t - 1).mean(1)

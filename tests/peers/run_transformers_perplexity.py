@@ -21,13 +21,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     peer.prepare(arguments.threads)
+    start = time.perf_counter()
     model = peer.load_gguf(arguments.gguf, arguments.layers)
+    loading = time.perf_counter() - start
     heldout = peer.windows(arguments.windows, "heldout", arguments.heldout)
     peer.window_loss(model, heldout[0])
     start = time.perf_counter()
     losses = [peer.window_loss(model, window) for window in heldout]
     seconds = time.perf_counter() - start
-    timing = {"seconds": seconds, "tokens_per_second": heldout.numel() / seconds}
+    timing = {
+        "seconds": seconds,
+        "load_seconds": loading,
+        "tokens_per_second": heldout.numel() / seconds,
+    }
     peer.report({"tool": "transformers"} | timing | peer.perplexity(losses))
 
 

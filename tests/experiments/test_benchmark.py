@@ -1,0 +1,47 @@
+import hydra
+import pytest
+
+from experiments import benchmark
+from experiments.checkpoints.sources import open_source
+from experiments.entry import CONF
+from experiments.errors import UserError
+from experiments.evaluation import floor
+from tests.experiments import tiny
+from tests.experiments.checkpoints.synthetic import CONFIG
+
+
+def test_the_floor_counts_every_product_once():
+    work = floor.operations(CONFIG, windows=3, context=10)
+    weights = 96 * (96 + 2 * 32) + 96 * 96 + 2 * 96 * 64 + 96 * 64
+    assert work["linear"] == 2 * (2 * 30 * weights)
+    assert work["attention"] == 2 * (2 * 30 * 10 * 96)  # two products of T x T x 96, halved
+    assert work["statistics"] == 2 * (30 * (96**2 + 96**2 + 96**2 + 64**2))
+    assert floor.product_rate(CONFIG, rows=8, repeats=1) > 0
+
+
+def test_random_models_of_any_depth_open(tmp_path):
+    source = tiny.model(tmp_path)
+    (tmp_path / "deep").mkdir()
+    benchmark.write_random_model(source, 5, tmp_path / "deep")
+    deep = open_source(tmp_path / "deep")
+    assert deep.config.layers == 5
+    assert deep.read("blocks.4.mlp.down.weight").shape == (96, 64)
+    assert deep.tokenizer().encode("ab") == source.tokenizer().encode("ab")
+
+
+def test_memory_is_measured_in_processes_of_their_own(tmp_path):
+    base = tiny.overrides(tmp_path)
+    settings = ",".join(["algorithm=rtn", "algorithm.group_size=32", *base[2:]])
+    overrides = [*base[:2], "what=[memory]", "depths=[1,2]", f"memory=[{settings}]"]
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        record = benchmark.run(hydra.compose("benchmark", overrides), tmp_path / "run")
+    rows = record["results"]["memory"]
+    assert [row["blocks"] for row in rows] == [1, 2]
+    assert all(row["peak_memory"] > 1e7 for row in rows)
+
+
+def test_an_unknown_measurement_is_refused(tmp_path):
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        config = hydra.compose("benchmark", ["what=[speed]", *tiny.overrides(tmp_path)[:2]])
+    with pytest.raises(UserError, match="choose from gptq, perplexity, memory"):
+        benchmark.run(config, tmp_path / "run")

@@ -1,0 +1,122 @@
+import copy
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import plots, report, survey
+from experiments.errors import UserError
+
+
+def record(method=None, bits=4, losses=(3.0, 3.2, 3.4), **algorithm):
+    perplexity = {
+        "value": float(np.exp(np.mean(losses))),
+        "standard_error": 0.5,
+        "loss_standard_error": 0.1,
+        "window_losses": list(losses),
+        "windows": [len(losses), 16],
+        "data": {"name": "text", "digest": "d"},
+    }
+    found = {
+        "command": "compress" if method else "evaluate",
+        "config": {},
+        "metrics": {"perplexity": perplexity},
+        "seconds": {"evaluate": 1.0},
+        "bytes_on_disk": 5_000_000,
+        "peak_memory": 2 * 10**9,
+        "data": {"shape": [32, 512]},
+    }
+    if method:
+        settings = {"_target_": f"algorithms.{method}", "bits": bits, "group_size": 64}
+        found["config"] = {"algorithm": settings | algorithm}
+        found["seconds"]["compress"] = 12.0
+        found["layers"] = [{"seconds": {"solve": 1.0}}]
+        found["footprint"] = dict(weights=1000, weight_bits=1000 * bits + 375, parameters=2000,
+                                  model_bits=20_000 + 1000 * bits)  # fmt: skip
+    return found
+
+
+def test_labels_say_what_was_done():
+    assert report.label(record()) == "float"
+    assert report.label(record("x.gptq")) == "GPTQ 4 bit g64"
+    assert report.label(record("x.rtn", group_size=None, symmetric=True)) == (
+        "RTN 4 bit per channel symmetric"
+    )
+
+
+def test_differences_are_paired_by_window():
+    reference, other = record(), record("x.rtn", losses=(3.1, 3.3, 3.8))
+    mean, error = report.paired_difference(other, reference)
+    assert mean == pytest.approx(0.2)
+    assert error == pytest.approx(np.std([0.1, 0.1, 0.4], ddof=1) / np.sqrt(3))
+    elsewhere = copy.deepcopy(reference)
+    elsewhere["metrics"]["perplexity"]["data"]["digest"] = "other"
+    assert report.paired_difference(other, elsewhere) is None
+
+
+def test_a_table_fits_a_terminal_of_eighty_columns():
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        console.print(report.table([record(), record("x.gptq"), record("x.rtn", bits=3)]))
+    text = console.export_text()
+    assert "…" not in text
+    assert "GPTQ 4 bit g64" in text and "+0.000 ± 0.000" in text and "4.38" in text
+
+
+def test_markdown_has_a_cell_for_every_column():
+    lines = report.markdown([record(), record("x.gptq")]).split("\n\n")[0].splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_picture_is_written_whole(tmp_path):
+    path = tmp_path / "picture.png"
+    low, high = (3.1, 3.3, 3.6), (3.5, 3.9, 3.8)
+    found = [record(), record("x.gptq", losses=low), record("x.gptq", bits=3, losses=high)]
+    found.append(record("x.rtn", losses=high))
+    assert plots.perplexity_against_size(found, path) == path
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_a_document_shows_what_its_marker_asks_for():
+    found = {"float": record(), "a": record("x.gptq"), "b": record("x.gptq", bits=3)}
+    found["c"] = record("x.rtn")
+    text = "before\n<!-- results:begin recipe=gptq -->\nold\n<!-- results:end -->\nafter\n"
+    fresh = survey.render(text, found, "page")
+    assert "old" not in fresh and fresh.startswith("before\n") and fresh.endswith("after\n")
+    assert fresh.count("GPTQ") == 2 and "RTN" not in fresh and "float" in fresh
+    assert survey.render(fresh, found, "page") == fresh
+    named = survey.render("<!-- results:begin runs=c,a -->\n<!-- results:end -->", found, "page")
+    assert named.index("RTN") < named.index("GPTQ")
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ("recipe=wanda", "page asks for recipe=wanda"),
+        ("runs=nothing", "page asks for runs=nothing"),
+        ("", "without recipe= or runs="),
+    ],
+)
+def test_a_marker_that_names_nothing_is_refused(options, sentence):
+    text = f"<!-- results:begin {options} -->\n<!-- results:end -->"
+    with pytest.raises(UserError, match=sentence):
+        survey.render(text, {"float": record(), "a": record("x.gptq")}, "page")
+
+
+def test_speed_is_shown_with_its_machine():
+    row = dict(calibration=32, seconds=40.0, compile_seconds=5.0, times_faster=3.1, times_floor=1.7,
+               llmcompressor=[dict(seconds=124.0)], floor_seconds=dict(linear=20.0, solves=3.5),
+               parts_with_compile=dict(read=2.0, forward=21.0))  # fmt: skip
+    memory = [dict(blocks=4, peak_memory=10**9, times_least=1.0)]
+    perplexity = dict(seconds=30.0, compile_seconds=1.0)
+    benchmark = record() | dict(
+        results=dict(gptq=[row], memory=memory, perplexity=perplexity),
+        device=dict(cores=2, machine="x86_64"),
+        versions=dict(jax="0.11.2"),
+    )
+    shown = report.speed_markdown(benchmark, "gptq")
+    assert "| 32 | 40.0 | 5.0 | 124 | 3.10 | 23.5 | 1.70 | 2.0 | 21.0 |" in shown
+    assert "2 cores (x86_64), jax 0.11.2" in shown
+    assert "| 30.0 | 1.0 | – | – | – | – |" in report.speed_markdown(benchmark, "perplexity")
+    assert "| 4 | 1.000 | 1.000 |" in report.speed_markdown(benchmark, "memory")

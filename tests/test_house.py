@@ -1,0 +1,74 @@
+"""The rules of the house that no linter knows."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+import kernels
+from algorithms.layerwise import LayerwiseMethod
+from algorithms.numerics import IntegerGrid
+from algorithms.quantization.gptq import GPTQConfig
+from experiments import survey
+from experiments.entry import CONF
+from experiments.streaming import Walk
+
+ROOT = Path(__file__).parents[1]
+ENTRY_POINTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
+ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
+DEFAULTS = {"rtn": IntegerGrid, "gptq": GPTQConfig}
+
+
+def compose(name, overrides=()):
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+def test_kernels_is_not_taken_for_the_published_package_of_that_name():
+    assert Path(kernels.__file__).read_text() == ""
+    assert not hasattr(kernels, "__version__")
+
+
+def test_every_entry_point_has_its_configuration():
+    assert {"compress", "evaluate", "generate", "benchmark"} == set(ENTRY_POINTS)
+    for name in ENTRY_POINTS:
+        assert (ROOT / "experiments" / f"{name}.py").is_file()
+        assert compose(name)
+
+
+@pytest.mark.parametrize("group", ["model", "data", "algorithm", "evaluation"])
+def test_every_choice_names_a_target_that_takes_its_keys(group):
+    for path in Path(CONF, group).glob("*.yaml"):
+        node = compose("compress", [f"{group}={path.stem}"])[group]
+        target = hydra.utils.get_object(node._target_)
+        keys = {key for key in node if not key.startswith("_")}
+        inspect.signature(target).bind_partial(**dict.fromkeys(keys))  # TypeError if unknown
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_instantiates_with_its_own_defaults(name):
+    """The YAML says what the code does when nothing is said, so the two cannot drift apart."""
+    node = compose("compress", [f"algorithm={name}"]).algorithm
+    assert isinstance(hydra.utils.instantiate(node), LayerwiseMethod)
+    written = {key: value for key, value in node.items() if key != "_target_"}
+    assert written == dataclasses.asdict(DEFAULTS[name]())
+
+
+def test_the_walk_is_configured_with_its_own_defaults():
+    assert OmegaConf.to_container(compose("compress").walk) == dataclasses.asdict(Walk())
+
+
+def test_no_document_is_stale():
+    found = survey.load()
+    for path in survey.documents():
+        text = path.read_text()
+        assert survey.render(text, found, path.name) == text, f"{path.name}: run experiments.survey"
+
+
+def test_the_map_of_the_house_names_every_room():
+    readme = (ROOT / "README.md").read_text()
+    rooms = ["kernels/", "models/", "algorithms/", "experiments/", "conf/", "papers/", "tests/"]
+    assert all(f"`{room}`" in readme for room in rooms)
