@@ -101,7 +101,6 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{FOOTNOTE}\n"
 
 
-TIMES = ("seconds", "load_seconds")  # of a peer
 PARTS = ("read", "forward", "statistics", "solve", "write")
 
 

@@ -6,8 +6,8 @@ A document names what it shows between markers, and the text between them is rep
     <!-- results:begin recipe=gptq -->  …  <!-- results:end -->
 
 `recipe` takes the records whose last step has that name, the float model first; `runs` takes
-records by name, in order; `benchmark` takes what papers/results/benchmark.json measured under that
-name. With --check nothing is written, and a stale document fails.
+records by name, in order; `benchmark` takes the benchmark of that name. With --check nothing is
+written, and a stale document fails.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def render(text: str, found: dict[str, Record], where: str) -> str:
     def table(match: re.Match[str]) -> str:
         wanted = dict(option.split("=", 1) for option in match["options"].split())
         if "benchmark" in wanted:
-            shown = speed_markdown(found["benchmark"], wanted["benchmark"])
+            what = wanted["benchmark"]
+            shown = speed_markdown(found[f"benchmark-{what}"], what)
         else:
             shown = markdown(select(wanted, found, where))
         return f"{match[1]}{shown}{match[3]}"

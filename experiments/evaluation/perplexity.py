@@ -48,7 +48,7 @@ class Perplexity(NamedTuple):
         return self.value * self.loss_error
 
 
-def evaluate(source: Source, windows: Windows, *, chunk: int = 4) -> dict[str, Any]:
+def evaluate(source: Source, windows: Windows, *, chunk: int = 2) -> dict[str, Any]:
     """Perplexity on the held-out windows as a record keeps it: what conf/evaluation names."""
     found = perplexity(source, windows.heldout, chunk=chunk)
     return {
@@ -64,7 +64,7 @@ def evaluate(source: Source, windows: Windows, *, chunk: int = 4) -> dict[str, A
     }
 
 
-def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 4) -> Perplexity:
+def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 2) -> Perplexity:
     """Evaluate a model on held-out windows, `chunk` of them at a time."""
     embed = load_embed(source)
     positions = jnp.arange(windows.shape[1])[None]

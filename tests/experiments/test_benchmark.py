@@ -31,7 +31,8 @@ def test_random_models_of_any_depth_open(tmp_path):
 
 def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     base = tiny.overrides(tmp_path)
-    settings = ",".join(["algorithm=rtn", "algorithm.group_size=32", *base[2:]])
+    own = ["algorithm=rtn", "algorithm.group_size=32", *base[2:]]
+    settings = ",".join(f"'{override}'" for override in own)
     overrides = [*base[:2], "what=[memory]", "depths=[1,2]", f"memory=[{settings}]"]
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         record = benchmark.run(hydra.compose("benchmark", overrides), tmp_path / "run")

@@ -12,6 +12,7 @@ def record(method=None, bits=4, losses=(3.0, 3.2, 3.4), **algorithm):
     perplexity = {
         "value": float(np.exp(np.mean(losses))),
         "standard_error": 0.5,
+        "loss": float(np.mean(losses)),
         "loss_standard_error": 0.1,
         "window_losses": list(losses),
         "windows": [len(losses), 16],
