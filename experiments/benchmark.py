@@ -33,7 +33,8 @@ HELDOUT = 4  # windows evaluated beside a timed compression: a check that it wor
 def run(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Measure what `what` names, record it."""
     plain = resolved(config)
-    recorder = records.Recorder("benchmark", plain)
+    what_counts = {key: value for key, value in plain.items() if key != "peers_python"}  # a path
+    recorder = records.Recorder("benchmark", what_counts)
     source = build(config, "model")
     measure = {"gptq": gptq, "perplexity": perplexity, "memory": memory}
     if unknown := set(plain["what"]) - set(measure):
