@@ -60,8 +60,8 @@ def _line(
             f"{y:.1f} at {bits_per_weight(record):.2f} bits",
             (x, y),
             textcoords="offset points",
-            xytext=(6, 4 if above else -14),
-            ha="left",
+            xytext=(6, 4) if above else (-6, -14),
+            ha="left" if above else "right",
             fontsize=8,
             color=drawn.lines[0].get_color(),
         )

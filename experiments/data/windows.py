@@ -59,10 +59,10 @@ def spread(available: int, count: int) -> Int[np.ndarray, " n"]:
     return np.arange(count) * (available - 1) // max(count - 1, 1)
 
 
-def digest(calibration: Int32[np.ndarray, "n T"], heldout: Int32[np.ndarray, "m T"]) -> str:
+def digest(*parts: Int32[np.ndarray, "_ T"]) -> str:
     """SHA-256 over the shapes and the tokens as little-endian int32."""
-    content = hashlib.sha256(f"{calibration.shape} {heldout.shape}".encode())
-    for tokens in (calibration, heldout):
+    content = hashlib.sha256(" ".join(str(tokens.shape) for tokens in parts).encode())
+    for tokens in parts:
         content.update(np.ascontiguousarray(tokens, "<i4").tobytes())
     return content.hexdigest()
 

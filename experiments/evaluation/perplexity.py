@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from experiments import progress
 from experiments.checkpoints.loading import load_blocks, load_embed, load_head, load_norm
 from experiments.checkpoints.sources import Source
-from experiments.data.windows import Windows
+from experiments.data.windows import Windows, digest
 
 LOGITS = 256  # positions whose logits are held at once
 
@@ -59,7 +59,7 @@ def evaluate(source: Source, windows: Windows, *, chunk: int = 2) -> dict[str, A
             "loss_standard_error": found.loss_error,
             "window_losses": found.losses.tolist(),
             "windows": list(windows.heldout.shape),
-            "data": {"name": windows.name, "digest": windows.digest},
+            "data": {"name": windows.name, "digest": digest(windows.heldout)},
         }
     }
 
