@@ -264,8 +264,10 @@ def test_observing_in_pieces_is_observing_at_once(x64):
     pieces = init(48)
     for piece in np.split(x, [1, 40]):
         pieces = observe(pieces, jnp.asarray(piece))
-    np.testing.assert_allclose(pieces.gram, whole.gram, rtol=1e-12)
-    np.testing.assert_allclose(whole.gram, x.T @ x, rtol=1e-12)
+    # Sums in another order differ by up to n ε Σ|x||x|, whatever is left after cancellation.
+    bound = len(x) * np.finfo(float).eps * (np.abs(x).T @ np.abs(x))
+    assert (np.abs(pieces.gram - whole.gram) <= bound).all()
+    assert (np.abs(whole.gram - x.T @ x) <= bound).all()
 
 
 @pytest.mark.parametrize("layout", ["current groups", "static groups, ordered"])
@@ -377,4 +379,5 @@ def test_refuses_groups_that_do_not_divide():
 
 
 def test_row_groups_may_be_ordered_without_static_groups():
-    gptq(group_size=None, activation_order=True, static_groups=False)
+    method = gptq(group_size=None, activation_order=True, static_groups=False)
+    assert method.observe is not None
