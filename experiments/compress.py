@@ -27,7 +27,6 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
     windows = build(config, "data").windows(
         source.tokenizer(), source.config.vocabulary, longest=source.config.context
     )
-    streaming.check_shapes(source, method)
     require_disk(source, folder)
 
     checkpoint = folder / "checkpoint"

@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.evaluation.footprint import Footprint
 from experiments.report import Record, bits_per_weight, float_record, label, paired_difference
 
 MARKERS = "osD^vP*X"
@@ -97,4 +98,4 @@ def _value(record: Record) -> float:
 
 
 def _megabytes(record: Record) -> float:
-    return record["footprint"]["model_bits"] / 8e6
+    return Footprint(**record["footprint"]).megabytes

@@ -8,6 +8,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from experiments.evaluation.footprint import Footprint
+
 Record = dict[str, Any]
 
 HEADER = ("method", "bits", "disk MB", "perplexity", "Δ loss", "seconds", "GB")
@@ -38,7 +40,7 @@ def _step_label(step: dict[str, Any]) -> str:
 def bits_per_weight(record: Record) -> float | None:
     """Over the compressed layers, everything counted; None for a model left as it is."""
     size = record.get("footprint")
-    return size["weight_bits"] / size["weights"] if size and size["weights"] else None
+    return Footprint(**size).bits_per_weight if size and size["weights"] else None
 
 
 def paired_difference(record: Record, reference: Record) -> tuple[float, float] | None:

@@ -128,13 +128,8 @@ def dense(source: Source, name: str, walk: Walk) -> np.ndarray:
 
 
 def check_shapes(source: Source, method: LayerwiseMethod) -> None:
-    """Refuse what the method cannot compress, from shapes alone, before any work."""
-    abstract_tensors(source, method)
-
-
-def abstract_tensors(source: Source, method: LayerwiseMethod) -> dict[str, Any]:
-    """The shapes of a block's compressed tensors, by site; nothing is computed."""
-    expected, found = shapes(source.config), {}
+    """Refuse what the method cannot compress, from shapes alone: nothing is read or computed."""
+    expected = shapes(source.config)
     for site in Block.sites:
         weights = [expected[f"blocks.0.{path}.weight"] for path in site.readers]
         rows, columns = sum(w[0] for w in weights), weights[0][1]
@@ -142,7 +137,6 @@ def abstract_tensors(source: Source, method: LayerwiseMethod) -> dict[str, Any]:
         try:
             init = method.init or (lambda i: None)  # a data-free method has no statistics
             stats = jax.eval_shape(functools.partial(init, columns))
-            found[site.name] = jax.eval_shape(method.compress, w, stats)
+            jax.eval_shape(method.compress, w, stats)
         except ValueError as error:
             raise UserError(f"{site.name} ({', '.join(site.readers)}): {error}") from error
-    return found

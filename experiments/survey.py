@@ -20,7 +20,7 @@ from experiments import records
 from experiments.entry import guarded
 from experiments.errors import UserError
 from experiments.plots import perplexity_against_size
-from experiments.report import Record, label, markdown, speed_markdown
+from experiments.report import Record, bits_per_weight, label, markdown, speed_markdown
 
 RESULTS = records.ROOT / "papers" / "results"
 PICTURE = records.ROOT / "papers" / "figures" / "perplexity_against_size.png"
@@ -73,8 +73,7 @@ def select(wanted: dict[str, str], found: dict[str, Record], where: str) -> Sequ
 
 
 def _order(record: Record) -> tuple[float, float]:
-    size = record["footprint"]
-    return -size["weight_bits"] / size["weights"], -record["metrics"]["perplexity"]["loss"]
+    return -(bits_per_weight(record) or 0.0), -record["metrics"]["perplexity"]["loss"]
 
 
 @guarded

@@ -20,11 +20,6 @@ class Footprint(NamedTuple):
         return self.weight_bits / self.weights if self.weights else float("nan")
 
     @property
-    def bits_per_parameter(self) -> float:
-        """Over the whole model."""
-        return self.model_bits / self.parameters
-
-    @property
     def megabytes(self) -> float:
         """Of all tensors, 10⁶ bytes."""
         return self.model_bits / 8e6
