@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from algorithms.numerics import relative_error
 from kernels.gram import gram
 
 
@@ -31,9 +32,19 @@ def observe(stats: HessianStats, x: Float[Array, "n i"]) -> HessianStats:
 def output_error(
     w: Float[Array, "o i"], approximation: Float[Array, "o i"], stats: HessianStats
 ) -> Float[Array, ""]:
-    """‖(W - Ŵ) X‖² / ‖W X‖² on the calibration activations."""
+    """‖(W - Ŵ) X‖² / ‖W X‖² on the calibration activations; zero where both are."""
     d = w - approximation
-    return jnp.sum(d @ stats.gram * d) / jnp.sum(w @ stats.gram * w)
+    return relative_error(jnp.sum(d @ stats.gram * d), jnp.sum(w @ stats.gram * w))
+
+
+def dead_inputs(stats: HessianStats) -> Bool[Array, " i"]:
+    """Inputs that were zero in every activation seen."""
+    return jnp.diag(stats.gram) == 0
+
+
+def notes(stats: HessianStats) -> dict[str, Array]:
+    """What a record keeps of a site: how many of its inputs are dead."""
+    return {"dead_inputs": dead_inputs(stats).sum()}
 
 
 def inverse_factor(h: Float[Array, "i i"], damping: float) -> Float[Array, "i i"]:

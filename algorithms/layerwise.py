@@ -7,8 +7,9 @@ sees what its compressed predecessors produce (the "true sequential" order of th
 """
 
 import functools
+import math
 import time
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,17 +18,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from algorithms import surgery
+from algorithms.numerics import relative_error
 from algorithms.tensors import CompressedTensor
 
 Statistics = Any  # a pytree of arrays, each method's own
 Block = Any  # an nnx.Module with `sites` (name, readers) and `stages()`, as in `models.decoder`
+Tensors = Mapping[str, Any]  # CompressedTensor by module path; a protocol, which is not checked
 
 
 def weight_error(
     w: Float[Array, "o i"], approximation: Float[Array, "o i"], stats: Statistics
 ) -> Float[Array, ""]:
-    """‖W - Ŵ‖² / ‖W‖²."""
-    return jnp.sum((w - approximation) ** 2) / jnp.sum(w**2)
+    """‖W - Ŵ‖² / ‖W‖²; zero for a weight of zeros that stays one."""
+    return relative_error(jnp.sum((w - approximation) ** 2), jnp.sum(w**2))
 
 
 class LayerwiseMethod(NamedTuple):
@@ -36,15 +39,19 @@ class LayerwiseMethod(NamedTuple):
     `init(i)` gives empty statistics for a site with i channels, `observe(stats, x[n, i])` adds n
     activations, `compress(w[o, i], stats)` gives the compressed weight, row by row: rows of several
     readers are stacked. A method without `observe` is data-free: its statistics are None and no
-    calibration runs.
+    calibration runs. One that draws random numbers is `seeded`: its `compress` takes a key as
+    third argument, each site its own. `notes(stats)` are numbers worth recording about a site, such
+    as how many of its inputs are dead.
     """
 
     init: Callable[[int], Statistics] | None
     observe: Callable[[Statistics, Float[Array, "n i"]], Statistics] | None
-    compress: Callable[[Float[Array, "o i"], Statistics], CompressedTensor]
+    compress: Callable[..., CompressedTensor]
     error: Callable[[Float[Array, "o i"], Float[Array, "o i"], Statistics], Float[Array, ""]] = (
         weight_error
     )
+    seeded: bool = False
+    notes: Callable[[Statistics], dict[str, Array]] | None = None
 
 
 class SiteReport(NamedTuple):
@@ -53,6 +60,7 @@ class SiteReport(NamedTuple):
     site: str
     error: float | None  # relative, by the method's own measure; None where nothing is compressed
     seconds: dict[str, float]  # wall time by phase: forward, statistics, solve
+    notes: dict[str, float]  # the method's own, about the site's statistics
 
 
 class BlockResult(NamedTuple):
@@ -72,6 +80,7 @@ def compress_block(
     method: LayerwiseMethod,
     *,
     sequential: bool = True,
+    key: Array | None = None,
 ) -> BlockResult:
     """Compress every reader of every site of `block`, and bring `chunks` through it.
 
@@ -79,6 +88,7 @@ def compress_block(
     by one by those at its output. Ignored, and may be empty, if the method is data-free.
     sequential: whether later sites see what the compressed layers produce; if not, what the
     original ones produce.
+    key: for a seeded method, this block's own.
 
     Raises NotFiniteError, naming the site.
     """
@@ -92,22 +102,65 @@ def compress_block(
             clock.lap("forward")
             stats = _observe(chunks, method)
             clock.lap("statistics")
-        weights = [surgery.get_weight(surgery.linear_at(block, path)) for path in site.readers]
-        tensor, dense, error = _solve(jnp.concatenate(weights), stats, method=method)
-        _check_finite(site, error)
-        rows = [w.shape[0] for w in weights]
-        tensors |= dict(zip(site.readers, tensor.split(rows), strict=True))
+        site_key = None if key is None else jax.random.fold_in(key, stage)
+        compressed, error = _compress_site(block, site, stats, site_key, method)
+        tensors |= compressed
         if sequential:
-            for path, w in zip(site.readers, _split(dense, rows), strict=True):
-                surgery.set_weight(surgery.linear_at(block, path), w)
+            set_weights(block, compressed)
         clock.lap("solve")
-        reports.append(SiteReport(site.name, float(error), clock.seconds))
+        notes = {name: float(value) for name, value in _notes(stats, method).items()}
+        reports.append(SiteReport(site.name, error, clock.seconds, notes))
     if method.observe is not None:
         clock = _Clock()
         _advance(block, chunks, len(block.sites))
         clock.lap("forward")
-        reports.append(SiteReport("output", None, clock.seconds))
+        reports.append(SiteReport("output", None, clock.seconds, {}))
     return BlockResult(tensors, reports)
+
+
+def replay_block(
+    block: Block,
+    tensors: Tensors,
+    chunks: MutableSequence[Any],
+    *,
+    sequential: bool = True,
+) -> None:
+    """Bring `chunks` through a block that was compressed before, bit for bit as it was then.
+
+    tensors: the block's compressed weights by module path, as `compress_block` gave them.
+    """
+    if sequential:
+        set_weights(block, tensors)
+    for stage in range(len(block.sites) + 1):
+        _advance(block, chunks, stage)
+
+
+def set_weights(block: Block, tensors: Tensors) -> None:
+    """Replace weights by the dense form of compressed ones: the same bits from the same tensors,
+    whether they were just solved or read from a checkpoint.
+    """
+    for path, tensor in tensors.items():
+        linear = surgery.linear_at(block, path)
+        surgery.set_weight(linear, dense(tensor, dtype=linear.kernel[...].dtype))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def dense(tensor: Any, *, dtype: Any) -> Float[Array, "o i"]:
+    """`tensor.dequantize(dtype)` as one program of its own, not fused into whatever uses it."""
+    return tensor.dequantize(dtype)
+
+
+def _compress_site(block, site, stats, key, method: LayerwiseMethod):
+    """The readers' compressed weights by path, and the error of all of them as one matrix."""
+    weights = [surgery.get_weight(surgery.linear_at(block, path)) for path in site.readers]
+    w = jnp.concatenate(weights)
+    tensor = _solve(w, stats, key, method=method)
+    pieces = tensor.split([piece.shape[0] for piece in weights])
+    approximation = jnp.concatenate([dense(piece, dtype=w.dtype) for piece in pieces])
+    error = float(_error(w, approximation, stats, method=method))
+    if not math.isfinite(error):
+        raise NotFiniteError(_explain(site, error, w, stats))
+    return dict(zip(site.readers, pieces, strict=True)), error
 
 
 class _Clock:
@@ -149,22 +202,33 @@ def _add(stats, activation, *, observe):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _solve(w, stats, *, method: LayerwiseMethod):
-    tensor = method.compress(w, stats)
-    dense = tensor.dequantize(w.dtype)
-    return tensor, dense, method.error(w, dense, stats)
+def _solve(w, stats, key, *, method: LayerwiseMethod):
+    return method.compress(w, stats, key) if method.seeded else method.compress(w, stats)
 
 
-def _split(w: Float[Array, "o i"], rows: Sequence[int]) -> list[Float[Array, "p i"]]:
-    starts = [sum(rows[:n]) for n in range(len(rows))]
-    return [w[start : start + n] for start, n in zip(starts, rows, strict=True)]
+@functools.partial(jax.jit, static_argnames="method")
+def _error(w, approximation, stats, *, method: LayerwiseMethod):
+    return method.error(w, approximation, stats)
 
 
-def _check_finite(site: Any, error: Float[Array, ""]) -> None:
-    """One number suffices: a NaN anywhere in the weights, statistics or solution reaches it."""
-    if not jnp.isfinite(error):
-        raise NotFiniteError(
-            f"Compressing the readers of {site.name} ({', '.join(site.readers)}) gave an error of "
-            f"{error}: its weights or activations hold NaN or infinity, or its statistics are "
-            "singular (raise the method's damping, or calibrate on more text)."
+@functools.partial(jax.jit, static_argnames="method")
+def _notes(stats, method: LayerwiseMethod) -> dict[str, Array]:
+    return {} if method.notes is None else method.notes(stats)
+
+
+def _explain(site: Any, error: float, w: Float[Array, "o i"], stats: Statistics) -> str:
+    """One number suffices to find out: a NaN anywhere in weights, statistics or solution reaches
+    the error. Where it came from is looked up only then.
+    """
+    what = f"{site.name} ({', '.join(site.readers)})"
+    if not jnp.isfinite(w).all():
+        return f"The weights of {what} hold NaN or infinity: the model is damaged, fetch it again."
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)):
+        return (
+            f"The activations at {what} hold NaN or infinity, or overflow float32 when squared: "
+            "look at the blocks before it, or at the calibration text."
         )
+    return (
+        f"Compressing {what} gave an error of {error}: its statistics are singular. Raise the "
+        "method's damping, or calibrate on more text."
+    )

@@ -103,3 +103,8 @@ class IntegerGrid:
         """Scale and zero point as a tensor keeps them: a symmetric zero point is implied."""
         scale = scale if self.scale_dtype is None else scale.astype(self.scale_dtype)
         return scale, None if self.symmetric else zero.astype(jnp.uint8)
+
+
+def relative_error(part: Float[Array, ""], total: Float[Array, ""]) -> Float[Array, ""]:
+    """part / total, where nothing of nothing is no error: a layer of zeros is kept exactly."""
+    return jnp.where((part == 0) & (total == 0), 0.0, part / total)

@@ -49,7 +49,9 @@ def gptq(**config) -> LayerwiseMethod:
     def compress(w: Float[Array, "o i"], stats: HessianStats) -> QuantizedTensor:
         return quantize_weight(w, stats.gram, settings)
 
-    return LayerwiseMethod(hessian.init, hessian.observe, compress, hessian.output_error)
+    return LayerwiseMethod(
+        hessian.init, hessian.observe, compress, hessian.output_error, notes=hessian.notes
+    )
 
 
 def quantize_weight(

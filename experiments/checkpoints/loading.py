@@ -26,15 +26,19 @@ def load_block(source: Source, layer: int, dtype: DTypeLike = jnp.float32) -> Bl
     )
 
 
-def load_blocks(source: Source, dtype: DTypeLike = jnp.float32) -> Iterator[Block]:
-    """Every block in order; the next one is read while the caller works on this one."""
+def load_blocks(
+    source: Source, dtype: DTypeLike = jnp.float32, *, start: int = 0
+) -> Iterator[Block]:
+    """The blocks from `start` on; the next one is read while the caller works on this one."""
+    layers = range(start, source.config.layers)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
-        upcoming = reader.submit(load_block, source, 0, dtype)
-        for layer in range(1, source.config.layers):
+        upcoming = reader.submit(load_block, source, start, dtype) if layers else None
+        for layer in layers:
+            assert upcoming is not None
             block = upcoming.result()
-            upcoming = reader.submit(load_block, source, layer, dtype)
+            more = layer + 1 in layers
+            upcoming = reader.submit(load_block, source, layer + 1, dtype) if more else None
             yield block
-        yield upcoming.result()
 
 
 def load_embed(source: Source, dtype: DTypeLike = jnp.float32) -> nnx.Embed:

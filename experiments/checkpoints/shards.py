@@ -6,9 +6,11 @@ here rather than by the library, whose NumPy side has no bfloat16; every range i
 the file before anything is mapped.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +20,8 @@ import numpy as np
 from experiments.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # of weights
+STORAGE = {**TYPES, "F64": np.float64, "U8": np.uint8, "I8": np.int8, "I32": np.int32}
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -35,7 +38,7 @@ class Entry:
     def open(self) -> np.ndarray:
         """The tensor as a read-only view of the file."""
         raw = np.memmap(self.file, np.uint8, "r", self.start, self.stop - self.start)
-        return raw.view(TYPES[self.storage]).reshape(self.shape)
+        return raw.view(STORAGE[self.storage]).reshape(self.shape)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -86,19 +89,35 @@ def read_entries(folder: Path) -> dict[str, Entry]:
 
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of one file. Raises UserError if it is truncated or corrupt."""
+    with _refusing(file):
+        header, origin, size = _header(file)
+        return _entries(file, header, origin, size)
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file says of itself. Raises UserError if it is truncated or corrupt."""
+    with _refusing(file):
+        return dict(_header(file)[0]["__metadata__"])
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where the tensors' bytes begin, and the size of the file."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(LONGEST_HEADER, size - 8):
+            raise ValueError(f"its {size} bytes end inside the header")
+        return json.loads(stream.read(length)), 8 + length, size
+
+
+@contextlib.contextmanager
+def _refusing(file: Path) -> Iterator[None]:
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(LONGEST_HEADER, size - 8):
-                raise ValueError(f"its {size} bytes end inside the header")
-            header = json.loads(stream.read(length))
-        entries = _entries(file, header, 8 + length, size)
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is truncated or corrupt ({error!s}): fetch the file again."
         ) from error
-    return entries
 
 
 def _entries(file: Path, header: dict[str, Any], origin: int, size: int) -> dict[str, Entry]:
@@ -118,8 +137,8 @@ def _check_range(
 ) -> None:
     if not 0 <= start <= stop <= room or min(shape, default=0) < 0:
         raise ValueError(f"{name} lies at bytes {start}:{stop} of {room}")
-    if storage in TYPES:
-        needed = math.prod(shape) * np.dtype(TYPES[storage]).itemsize
+    if storage in STORAGE:
+        needed = math.prod(shape) * np.dtype(STORAGE[storage]).itemsize
         if needed != stop - start:
             raise ValueError(f"{name} has {stop - start} bytes where its shape needs {needed}")
 

@@ -115,11 +115,11 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     if not at.exists():
         raise UserError(f"There is no file or folder at {at}: check the path.")
     # The readers derive from Source, so they are imported only here.
-    from experiments.checkpoints import gguf, huggingface, orbax
+    from experiments.checkpoints import gguf, huggingface, planish
 
     if at.is_dir():
-        if (at / orbax.DESCRIPTION).is_file():
-            return orbax.Checkpoint(at)
+        if (at / planish.DESCRIPTION).is_file():
+            return planish.Checkpoint(at)
         if (at / "config.json").is_file():
             return huggingface.HuggingFaceFolder(at)
     elif _starts_with_magic(at):

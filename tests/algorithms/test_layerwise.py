@@ -142,7 +142,7 @@ def test_what_is_not_finite_is_named():
 
 def test_a_singular_hessian_is_refused_and_not_rounded():
     flows = [jax.tree.map(lambda x: x[:1, :4], chunks(1)[0])]  # 4 tokens for 24 channels
-    with pytest.raises(NotFiniteError, match="raise the method's damping"):
+    with pytest.raises(NotFiniteError, match="Raise the method.s damping"):
         compress_block(block(), flows, gptq(bits=4, group_size=8, damping=0.0))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from algorithms.quantization.rtn import rtn
 from experiments.checkpoints.loading import load_model
-from experiments.checkpoints.orbax import checkpoint_writer
+from experiments.checkpoints.planish import CheckpointWriter
 from experiments.checkpoints.sources import open_source
 from experiments.errors import UserError
 from experiments.generate import continue_text, encode_prompt
@@ -75,9 +75,9 @@ def test_samples_follow_the_distribution_that_was_asked_for():
 
 
 def test_text_comes_from_packed_weights(source, tmp_path):
-    with checkpoint_writer(tmp_path / "c") as writer:
-        compress_model(source, writer, rtn(bits=8, group_size=32), None, Walk())
-        writer.finish(source.config, source.tokenizer(), {})
+    writer = CheckpointWriter(tmp_path / "c")
+    compress_model(source, writer, rtn(bits=8, group_size=32), None, Walk())
+    writer.finish(source.config, source.tokenizer(), {})
     config = {"chat": False, "max_tokens": 8, "seed": 0, "sampling": {}}
     pieces = list(continue_text(open_source(tmp_path / "c"), "ab cd", config))
     ids = run(load_model(open_source(tmp_path / "c")), source.tokenizer().encode("ab cd"),

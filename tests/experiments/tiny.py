@@ -55,3 +55,9 @@ def overrides(folder: Path) -> list[str]:
         f"data.path={write_text(folder)}",
         *OVERRIDES,
     ]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its path within: two folders are equal if these are."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

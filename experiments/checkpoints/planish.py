@@ -1,0 +1,279 @@
+"""planish's own checkpoints: a safetensors file for each block, and one JSON file on them all.
+
+    planish.json                 format, architecture, recipe, digests, how each tensor is stored
+    tokenizer/                   the tokenizer and chat template of the source
+    parts/blocks.0.safetensors   one file per block, and one each for embed, norm and head
+
+The bytes follow from what is stored alone: no times, no names of machines. A checkpoint is written
+part by part into `<folder>.partial` and renamed when it is whole. A part appears whole under its
+name or not at all and carries its own digest, so that an interrupted writer knows where to go on.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from algorithms.tensors import QuantizedTensor
+from experiments.checkpoints import shards
+from experiments.checkpoints.sources import Source
+from experiments.data.tokenizer import Tokenizer
+from experiments.errors import UserError
+from experiments.files import sync, write_whole
+from models.decoder import DecoderConfig
+from models.rope import RopeScaling
+
+FORMAT = 2
+DESCRIPTION = "planish.json"
+SUFFIX = ".safetensors"
+Tensor = np.ndarray | jax.Array | QuantizedTensor
+Trees = Mapping[str, Mapping[str, np.ndarray]]  # the fields of each tensor
+
+
+def part_of(name: str) -> str:
+    """The part that holds a tensor: "blocks.3" for all of block 3, else the module's name."""
+    pieces = name.split(".")
+    return ".".join(pieces[:2]) if pieces[0] == "blocks" else pieces[0]
+
+
+class PartNote(NamedTuple):
+    """What is known of a part that is whole: its digest and how its tensors are stored."""
+
+    digest: str
+    described: Mapping[str, Mapping[str, Any]]
+
+
+class Part:
+    """What one part of a checkpoint holds, read back and compared with its digest."""
+
+    def __init__(self, path: Path):
+        """Raises ValueError or OSError if the file is not whole."""
+        description = json.loads(shards.read_metadata(path)["planish"])
+        self.digest: str = description["digest"]
+        self.described: dict[str, dict[str, Any]] = description["tensors"]
+        self.trees: dict[str, dict[str, np.ndarray]] = {}
+        for full, entry in shards.read_header(path).items():
+            name, _, field = full.rpartition(":")
+            self.trees.setdefault(name, {})[field] = entry.open()
+        if _digest(self.trees, self.described) != self.digest:
+            raise ValueError("its content does not match its digest")
+
+    def tensor(self, name: str) -> Tensor:
+        """A dense array, a view of the file, or a QuantizedTensor as it is stored."""
+        fields, stored = self.trees[name], self.described[name]
+        if stored["kind"] == "dense":
+            return fields["dense"]
+        zero = jnp.array(fields["zero"]) if "zero" in fields else None
+        packed, scale = jnp.array(fields["packed"]), jnp.array(fields["scale"])
+        tensor = QuantizedTensor(packed, scale, zero, stored["bits"], stored["columns"])
+        tensor.validate()
+        return tensor
+
+
+class CheckpointWriter:
+    """Writes a checkpoint part by part; nothing appears under its final name until `finish`.
+
+    `parts` are those that an earlier writer of the same folder left whole; `damaged` those that it
+    left in another state, which were removed.
+    """
+
+    def __init__(self, folder: Path, *, check: Callable[[], None] = lambda: None):
+        """check: called before anything is put in place; it raises if that must not happen."""
+        if folder.exists():
+            raise UserError(f"{folder} exists already: choose another output folder.")
+        self._check = check
+        self.folder, self.partial = folder, folder.with_name(folder.name + ".partial")
+        self.parts: dict[str, PartNote] = {}
+        self.damaged: list[str] = []
+        with _writing(folder):
+            (self.partial / "parts").mkdir(parents=True, exist_ok=True)
+            for path in sorted((self.partial / "parts").iterdir()):
+                self._take_stock(path)
+
+    def _take_stock(self, path: Path) -> None:
+        try:
+            if path.suffix != SUFFIX:
+                raise ValueError("it was being written")
+            part = Part(path)
+            self.parts[path.stem] = PartNote(part.digest, part.described)
+        except (UserError, ValueError, OSError, KeyError, TypeError):
+            if path.suffix == SUFFIX:
+                self.damaged.append(path.stem)
+            path.unlink()
+
+    def write(self, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write one part: tensors by full name, all of this part."""
+        described = {name: _describe(tensor) for name, tensor in sorted(tensors.items())}
+        trees = {name: _fields(tensor) for name, tensor in tensors.items()}
+        note = PartNote(_digest(trees, described), described)
+        self._check()
+        with _writing(self.folder):
+            _save(self._path(part), trees, note)
+        self.parts[part] = note
+
+    def read(self, part: str) -> Part:
+        """A part that was written before."""
+        return Part(self._path(part))
+
+    def _path(self, part: str) -> Path:
+        return self.partial / "parts" / f"{part}{SUFFIX}"
+
+    def finish(self, config: DecoderConfig, tokenizer: Tokenizer, notes: Mapping[str, Any]) -> None:
+        """Describe what was written and give the folder its name. notes: recipe, source, …"""
+        parts = {name: self.parts[name] for name in sorted(self.parts)}
+        description = {
+            "format": FORMAT,
+            "architecture": dataclasses.asdict(config),
+            **notes,
+            "tensors": {n: t for part in parts.values() for n, t in part.described.items()},
+            "digests": {name: part.digest for name, part in parts.items()},
+        }
+        with _writing(self.folder):
+            shutil.rmtree(self.partial / "tokenizer", ignore_errors=True)
+            (self.partial / "tokenizer").mkdir()
+            tokenizer.save(self.partial / "tokenizer")
+            write_whole(self.partial / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+            self._check()
+            os.replace(self.partial, self.folder)
+            sync(self.folder.parent)
+
+
+def _save(path: Path, trees: Trees, note: PartNote) -> None:
+    """A safetensors file, whole or not at all. Its metadata are one string: the library writes
+    several in no fixed order.
+    """
+    arrays = {f"{n}:{f}": np.ascontiguousarray(x) for n, t in trees.items() for f, x in t.items()}
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=str(x.dtype), shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes
+        )
+        for name, x in arrays.items()
+    }
+    metadata = {"planish": json.dumps({"digest": note.digest, "tensors": note.described})}
+    unfinished = path.with_name(f".{path.stem}.tmp")
+    safetensors.serialize_file(specs, str(unfinished), metadata=metadata)
+    sync(unfinished)
+    os.replace(unfinished, path)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"Writing the checkpoint {folder} failed ({free_space(folder)}): {error}. What was "
+            "written before is kept: make room and run the same command again."
+        ) from error
+
+
+def free_space(folder: Path) -> str:
+    """How much room the disk of a folder that may not exist yet has."""
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    return f"{shutil.disk_usage(place).free / 1e6:.0f} MB free on its disk"
+
+
+class Checkpoint(Source):
+    """A checkpoint of our own, opened lazily; the last part read is kept."""
+
+    def __init__(self, folder: Path):
+        self.location, self._folder = str(folder), folder
+        try:
+            self.description = json.loads((folder / DESCRIPTION).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / DESCRIPTION} cannot be read as JSON: {error}.") from error
+        if self.description.get("format") != FORMAT:
+            raise UserError(
+                f"{folder} has checkpoint format {self.description.get('format')!r}; this version "
+                f"reads format {FORMAT}: compress the model again."
+            )
+        self.config = _config(self.description["architecture"])
+        self._part = functools.lru_cache(maxsize=1)(self._read_part)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self.description["tensors"])
+
+    def tensor(self, name: str) -> Tensor:
+        """A dense array, or a QuantizedTensor as it is stored."""
+        if name not in self.description["tensors"]:
+            raise UserError(f"{self.location} has no tensor {name}.")
+        return self._part(part_of(name)).tensor(name)
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self.tensor(name)
+        if isinstance(tensor, QuantizedTensor):
+            return np.asarray(tensor.dequantize())
+        return np.asarray(tensor)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self._folder / "tokenizer")
+
+    def digest(self) -> str:
+        """SHA-256 of the description, which holds the digest of every part."""
+        return hashlib.sha256((self._folder / DESCRIPTION).read_bytes()).hexdigest()
+
+    def _read_part(self, name: str) -> Part:
+        path = self._folder / "parts" / f"{name}{SUFFIX}"
+        try:
+            part = Part(path)
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read, the checkpoint is damaged: {error}."
+            ) from error
+        if part.digest != self.description["digests"].get(name):
+            raise UserError(
+                f"{path} does not match its SHA-256 in {DESCRIPTION}: the checkpoint is damaged, "
+                "compress the model again."
+            )
+        return part
+
+
+def _fields(tensor: Tensor) -> dict[str, np.ndarray]:
+    if not isinstance(tensor, QuantizedTensor):
+        return {"dense": np.asarray(tensor)}
+    fields = {"packed": tensor.packed, "scale": tensor.scale, "zero": tensor.zero}
+    return {name: np.asarray(field) for name, field in fields.items() if field is not None}
+
+
+def _describe(tensor: Tensor) -> dict[str, Any]:
+    if isinstance(tensor, QuantizedTensor):
+        kind = {"kind": "quantized", "bits": tensor.bits, "columns": tensor.columns}
+        return {**kind, "shape": list(tensor.shape), "storage_bits": tensor.storage_bits()}
+    return {
+        "kind": "dense",
+        "dtype": str(tensor.dtype),
+        "shape": list(tensor.shape),
+        "storage_bits": 8 * tensor.nbytes,
+    }
+
+
+def _digest(trees: Trees, described: Mapping[str, Any]) -> str:
+    total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(trees):
+        for field, array in sorted(trees[name].items()):
+            total.update(f"{name} {field} {array.dtype} {array.shape}\n".encode())
+            total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def _config(fields: dict[str, Any]) -> DecoderConfig:
+    scaling, windows = fields["rope_scaling"], fields["windows"]
+    return DecoderConfig(
+        **fields
+        | {
+            "rope_scaling": None if scaling is None else RopeScaling(**scaling),
+            "windows": None if windows is None else tuple(windows),
+        }
+    )
