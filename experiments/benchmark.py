@@ -25,24 +25,29 @@ from experiments.data.corpora import STORED
 from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
 from experiments.evaluation import floor
+from experiments.runs import run as runs
 
 PEERS = records.ROOT / "tests" / "peers"
 HELDOUT = 4  # windows evaluated beside a timed compression: a check that it worked
 
 
-def run(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Measure what `what` names, record it."""
+def run(config: DictConfig) -> runs.Run:
+    """Measure what `what` names, record it: given back if measured before."""
     plain = resolved(config)
-    what_counts = {key: value for key, value in plain.items() if key != "peers_python"}  # a path
-    recorder = records.Recorder("benchmark", what_counts)
+    at = runs.place("benchmark", plain)
+    return runs.finished(at) or _run(config, plain, at)
+
+
+def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
     source = build(config, "model")
     measure = {"gptq": gptq, "perplexity": perplexity, "memory": memory}
     if unknown := set(plain["what"]) - set(measure):
         raise UserError(f"what={sorted(unknown)} is unknown: choose from {', '.join(measure)}.")
-    results = {name: measure[name](plain, source, folder) for name in plain["what"]}
-    record = recorder.finish(results=results, status="finished")
-    records.write(record, folder)
-    return record
+    with runs.begin(at) as run:
+        folder = run.folder.absolute()
+        return run.finish(
+            results={name: measure[name](plain, source, folder) for name in plain["what"]}
+        )
 
 
 def gptq(plain: dict[str, Any], source: Source, folder: Path) -> list[dict[str, Any]]:
@@ -170,9 +175,10 @@ def our_run(command: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
     """One of our commands in a process of its own, with nothing compiled before; its record."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-        arguments = [f"experiments.{command}", f"hydra.run.dir={folder}", *overrides]
+        arguments = [f"experiments.{command}", f"runs={folder}", *overrides]
         process([sys.executable, "-m", *arguments], environment)
-    return records.read(folder / records.FILE)
+    (path,) = folder.glob(f"{command}/*/*/{records.FILE}")
+    return records.read(path)
 
 
 def peer_run(plain: dict[str, Any], source: Source, script: str, *arguments: Any) -> dict[str, Any]:
@@ -194,10 +200,11 @@ def process(command: list[str], environment: dict[str, str]) -> str:
 
 
 @entry_point("benchmark")
-def main(config: DictConfig, folder: Path) -> None:
-    record = run(config, folder.absolute())
-    progress.console.print_json(data=record["results"])
-    progress.console.print(f"record: {folder / records.FILE}", soft_wrap=True)
+def main(config: DictConfig) -> runs.Run:
+    done = run(config)
+    progress.console.print_json(data=done.record["results"])
+    progress.console.print(f"record: {done.folder / records.FILE}", soft_wrap=True)
+    return done
 
 
 if __name__ == "__main__":

@@ -1,79 +1,127 @@
 """Compress a model, evaluate it, record what it cost: python -m experiments.compress --help"""
 
 import dataclasses
-import math
-import shutil
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
 
 from experiments import records, streaming
-from experiments.checkpoints.orbax import Checkpoint, checkpoint_writer
-from experiments.checkpoints.sources import Source, shapes
+from experiments.checkpoints.planish import DESCRIPTION, Checkpoint, CheckpointWriter
+from experiments.checkpoints.sources import Source
+from experiments.data.windows import Windows
 from experiments.entry import build, entry_point, resolved
-from experiments.errors import UserError
 from experiments.evaluation.footprint import bytes_on_disk, footprint
 from experiments.progress import console
 from experiments.report import table
+from experiments.runs import run as runs
 
 
-def run(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Compress, evaluate, record; the checkpoint and the record lie in `folder`."""
+def run(config: DictConfig) -> runs.Run:
+    """Compress, evaluate, record: given back if finished before, gone on with if interrupted."""
     plain = resolved(config)
-    recorder = records.Recorder("compress", plain)
+    at = runs.place("compress", plain)
+    return runs.finished(at) or _run(config, plain, at)
+
+
+def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
     source, method = build(config, "model"), build(config, "algorithm")
     walk = streaming.Walk(**plain["walk"])
     windows = build(config, "data").windows(
-        source.tokenizer(), source.config.vocabulary, longest=source.config.context
-    )
-    require_disk(source, folder)
-
-    checkpoint = folder / "checkpoint"
-    calibration = {"name": windows.name, "digest": windows.digest}
-    with checkpoint_writer(checkpoint) as writer, recorder.phase("compress"):
-        layers = streaming.compress_model(source, writer, method, windows.calibration, walk)
+        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
+        seed=plain["seeds"]["data"],
+    )  # fmt: skip
+    streaming.check_shapes(source, method)
+    with runs.begin(at) as run:
         notes = {
+            "identity": at.identity,
             "recipe": [plain["algorithm"]],
-            "source": {"location": Path(source.location).name, "digest": source.digest()},
-            "calibration": calibration,
+            "source": model_facts(source),
+            "calibration": {"name": windows.name, "digest": windows.digest},
         }
-        writer.finish(source.config, source.tokenizer(), notes)
-
-    compressed = Checkpoint(checkpoint)
-    with recorder.phase("evaluate"):
-        metrics = build(config, "evaluation")(compressed, windows)
-    record = recorder.finish(
-        model=notes["source"],
-        data={**calibration, "shape": list(windows.calibration.shape)},
-        metrics=metrics,
-        footprint=footprint(compressed.description["tensors"])._asdict(),
-        bytes_on_disk=bytes_on_disk(checkpoint),
-        layers=[dataclasses.asdict(layer) for layer in layers],
-        status="finished",
-    )
-    records.write(record, folder)
-    return record
-
-
-def require_disk(source: Source, folder: Path) -> None:
-    """Refuse before any work if a checkpoint of the dense size would not fit beside the record."""
-    folder.mkdir(parents=True, exist_ok=True)
-    need = 2 * sum(math.prod(shape) for shape in shapes(source.config).values())
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(
-            f"{folder} has {free / 1e6:.0f} MB free and the checkpoint may need {need / 1e6:.0f} "
-            "MB: make room, or choose another folder with hydra.run.dir=..."
+        layers = _compress(run, source, method, windows, walk, plain["seeds"]["method"], notes)
+        compressed = Checkpoint(run.folder / "checkpoint")
+        with run.recorder.phase("evaluate"):
+            metrics = build(config, "evaluation")(compressed, windows)
+        return run.finish(
+            model=notes["source"],
+            data=data_facts(windows),
+            metrics=metrics,
+            footprint=footprint(compressed.description["tensors"])._asdict(),
+            bytes_on_disk=bytes_on_disk(run.folder / "checkpoint"),
+            layers=[dataclasses.asdict(layer) for layer in layers],
         )
 
 
+def _compress(
+    run: runs.OpenRun,
+    source: Source,
+    method: Any,
+    windows: Windows,
+    walk: streaming.Walk,
+    seed: int,
+    notes: Mapping[str, Any],
+) -> list[streaming.LayerReport]:
+    """The checkpoint in the run's folder, from wherever an earlier attempt left it."""
+    known = _known(run)
+    if (run.folder / "checkpoint" / DESCRIPTION).is_file():
+        layers = [known[layer] for layer in range(source.config.layers)]
+        run.recorder.seconds["compress"] = sum(sum(layer.seconds.values()) for layer in layers)
+        return layers
+    writer = CheckpointWriter(run.folder / "checkpoint", check=run.claim.check)
+    for part in writer.damaged:
+        run.warn(f"{part} in {writer.partial} was damaged: it is compressed again.")
+
+    def report(layer: streaming.LayerReport) -> None:
+        run.note("layer", **dataclasses.asdict(layer), peak_memory=records.peak_memory())
+        for site, found in layer.notes.items():
+            if dead := int(found.get("dead_inputs", 0)):
+                run.warn(
+                    f"Block {layer.layer}, {site}: {dead} inputs are zero in all calibration text; "
+                    "their weights do nothing there and were set to zero."
+                )
+
+    with run.recorder.phase("compress"):
+        layers = streaming.compress_model(
+            source, writer, method, windows.calibration, walk,
+            seed=seed, known=known, report=report,
+        )  # fmt: skip
+        writer.finish(source.config, source.tokenizer(), notes)
+    before = [layer for layer in layers if layer.layer in known and layer is known[layer.layer]]
+    run.recorder.seconds["compress"] += sum(sum(layer.seconds.values()) for layer in before)
+    return layers
+
+
+def _known(run: runs.OpenRun) -> dict[int, streaming.LayerReport]:
+    """What earlier attempts at this run noted of the blocks that they finished."""
+    fields = [field.name for field in dataclasses.fields(streaming.LayerReport)]
+    entries = run.journal.entries("layer")
+    return {e["layer"]: streaming.LayerReport(**{f: e[f] for f in fields}) for e in entries}
+
+
+def model_facts(source: Source) -> dict[str, Any]:
+    """What a record says of a model: its name without its place, and its digest."""
+    return {"location": source.location.rsplit("/", 1)[-1], "digest": source.digest()}
+
+
+def data_facts(windows: Windows) -> dict[str, Any]:
+    """What a record says of its data; tokens: all of them, calibration and held out."""
+    return {
+        "name": windows.name,
+        "digest": windows.digest,
+        "calibration": list(windows.calibration.shape),
+        "heldout": list(windows.heldout.shape),
+        "tokens": int(windows.calibration.size + windows.heldout.size),
+    }
+
+
 @entry_point("compress")
-def main(config: DictConfig, folder: Path) -> None:
-    record = run(config, folder)
-    console.print(table([record]))
-    console.print(f"checkpoint: {folder / 'checkpoint'}", soft_wrap=True)
-    console.print(f"record:     {folder / records.FILE}", soft_wrap=True)
+def main(config: DictConfig) -> runs.Run:
+    done = run(config)
+    console.print(table([done.record]))
+    console.print(f"checkpoint: {done.checkpoint}", soft_wrap=True)
+    console.print(f"record:     {done.folder / records.FILE}", soft_wrap=True)
+    return done
 
 
 if __name__ == "__main__":

@@ -3,42 +3,64 @@
 import contextlib
 import ctypes
 import functools
+import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
 import jax
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
+from experiments import configuration, dry_run, sweeps
 from experiments.checkpoints.packages import cache_folder
+from experiments.configuration import CONF, did_you_mean
 from experiments.errors import UserError
 from experiments.progress import console
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
-CONF = str(Path(__file__).parents[1] / "conf")
 
 
-def entry_point(name: str) -> Callable[[Callable[[DictConfig, Path], Any]], Callable[[], None]]:
-    """Make `run(config, output folder)` a command configured by conf/<name>.yaml."""
+def entry_point(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make `run(config)` a command configured by conf/<name>.yaml."""
 
-    def decorate(run: Callable[[DictConfig, Path], Any]) -> Callable[[], None]:
-        @hydra.main(version_base="1.3", config_path=CONF, config_name=name)
+    def decorate(run: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def body(config: DictConfig) -> None:  # knows but the name: launchers pickle it
+            _run(name, config)
+
+        body.__module__ = f"experiments.{name}"  # what Hydra names the job by
+        command = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(body)
+
         @functools.wraps(run)
-        def main(config: DictConfig) -> None:
-            prepare()
-            guarded(run)(config, Path(HydraConfig.get().runtime.output_dir))
+        def main() -> None:
+            guarded(configuration.check)(name, sys.argv[1:])
+            try:
+                command()
+            finally:
+                complete = [sweeps.summarize(folder) for folder in sweeps.started]
+            if not all(complete):
+                sys.exit(1)
 
-        return main
+        return main  # with `run` as its __wrapped__
 
     return decorate
+
+
+def _run(name: str, config: DictConfig) -> None:
+    """One job of a command, in whichever process the launcher put it."""
+    prepare()
+    run = importlib.import_module(f"experiments.{name}").main.__wrapped__
+    work = functools.partial(dry_run.show if config.get("dry_run") else run, config)
+    if sweeps.is_job():
+        sweeps.job(work)
+    else:
+        guarded(work)()
 
 
 def guarded(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +74,7 @@ def guarded(run: Callable[..., Any]) -> Callable[..., Any]:
             console.print("[bold red]error:[/]", Text(str(error)), soft_wrap=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            console.print("interrupted: nothing half-written was left.")
+            console.print("interrupted: run the same command again to go on.")
             sys.exit(130)
 
     return call
@@ -90,9 +112,18 @@ def build(config: DictConfig, key: str) -> Any:
         if isinstance(cause, UserError):
             raise cause from error
         reason = cause if isinstance(cause, (ValueError, TypeError)) else error
-        raise UserError(f"{key}: {reason}") from error
+        raise UserError(f"{key}: {_plainly(reason, config[key])}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def _plainly(reason: Exception, node: DictConfig) -> str:
+    """An unknown setting by its name, with what was probably meant; else the reason as it is."""
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(reason))
+    if not match:
+        return str(reason)
+    others = [str(key) for key in node if key != match[1] and not str(key).startswith("_")]
+    return f"{node['_target_']} has no setting {match[1]}{did_you_mean(match[1], others)}"
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

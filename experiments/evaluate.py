@@ -6,12 +6,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments import records
-from experiments.checkpoints.orbax import Checkpoint
+from experiments.checkpoints.planish import Checkpoint
 from experiments.checkpoints.sources import Source, open_source
+from experiments.compress import data_facts, model_facts
 from experiments.entry import build, entry_point, resolved
 from experiments.evaluation.footprint import bytes_on_disk, footprint
 from experiments.progress import console
 from experiments.report import table
+from experiments.runs import run as runs
 
 
 def open_model(config: DictConfig) -> Source:
@@ -19,24 +21,25 @@ def open_model(config: DictConfig) -> Source:
     return open_source(config.checkpoint) if config.checkpoint else build(config, "model")
 
 
-def run(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Evaluate and record."""
-    recorder = records.Recorder("evaluate", resolved(config))
+def run(config: DictConfig) -> runs.Run:
+    """Evaluate and record: given back if finished before."""
+    plain = resolved(config)
+    at = runs.place("evaluate", plain)
+    return runs.finished(at) or _run(config, plain, at)
+
+
+def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
     source = open_model(config)
     windows = build(config, "data").windows(
-        source.tokenizer(), source.config.vocabulary, longest=source.config.context
-    )
-    with recorder.phase("evaluate"):
-        metrics = build(config, "evaluation")(source, windows)
-    record = recorder.finish(
-        model={"location": Path(source.location).name, "digest": source.digest()},
-        data={"name": windows.name, "digest": windows.digest},
-        metrics=metrics,
-        **_size(source),
-        status="finished",
-    )
-    records.write(record, folder)
-    return record
+        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
+        seed=plain["seeds"]["data"],
+    )  # fmt: skip
+    with runs.begin(at) as run:
+        with run.recorder.phase("evaluate"):
+            metrics = build(config, "evaluation")(source, windows)
+        return run.finish(
+            model=model_facts(source), data=data_facts(windows), metrics=metrics, **_size(source)
+        )
 
 
 def _size(source: Source) -> dict[str, Any]:
@@ -50,10 +53,11 @@ def _size(source: Source) -> dict[str, Any]:
 
 
 @entry_point("evaluate")
-def main(config: DictConfig, folder: Path) -> None:
-    record = run(config, folder)
-    console.print(table([record]))
-    console.print(f"record: {folder / records.FILE}", soft_wrap=True)
+def main(config: DictConfig) -> runs.Run:
+    done = run(config)
+    console.print(table([done.record]))
+    console.print(f"record: {done.folder / records.FILE}", soft_wrap=True)
+    return done
 
 
 if __name__ == "__main__":

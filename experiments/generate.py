@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from omegaconf import DictConfig
@@ -48,7 +47,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, *, chat: bool) -> list[int]
 
 
 @entry_point("generate")
-def main(config: DictConfig, folder: Path) -> None:
+def main(config: DictConfig) -> None:
     plain = resolved(config)
     if plain["max_tokens"] < 1:
         raise UserError(f"max_tokens={plain['max_tokens']} must be at least 1.")

@@ -3,15 +3,14 @@
 import contextlib
 import ctypes
 import datetime
+import functools
 import gc
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import resource
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 import jax
 
 from experiments.errors import UserError
+from experiments.files import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "record.json"
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "hydra-core", "gguf")
@@ -34,13 +34,14 @@ COMPILE_EVENTS = (
 class Recorder:
     """Collects a run's facts while it runs; wall time by phase, compilation apart."""
 
-    def __init__(self, command: str, config: Mapping[str, Any]):
+    def __init__(self, command: str, config: Mapping[str, Any], identity: str):
         reset_peak_memory()
         self.fields: dict[str, Any] = {
             "schema": SCHEMA,
             "command": command,
+            "identity": identity,
+            "seeds": dict(config["seeds"]),
             "config": dict(config),
-            "config_digest": digest(config),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "code": code_version(),
             "versions": versions(),
@@ -69,13 +70,13 @@ def write(record: Mapping[str, Any], folder: Path) -> Path:
     path = folder / FILE
     if path.exists():
         raise UserError(f"{path} exists already: records are never overwritten.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, suffix=".tmp") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-    return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_whole(path, json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room and run the command again."
+        ) from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -89,11 +90,7 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-def digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a resolved config, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
+@functools.cache
 def code_version() -> dict[str, Any]:
     """Commit of the code and whether the tree was clean; None where there is no repository."""
 

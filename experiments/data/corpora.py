@@ -29,7 +29,12 @@ class Corpus(Sizes, abc.ABC):
     heldout: int = 40
 
     def windows(
-        self, tokenizer: Tokenizer, vocabulary: int, *, longest: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        vocabulary: int,
+        *,
+        longest: int | None = None,
+        seed: int = 0,
     ) -> Windows:
         """Windows for a model with `vocabulary` tokens that takes `longest` at a time.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import compress, evaluate, records
-from experiments.checkpoints.orbax import CheckpointWriter
+from experiments.checkpoints.planish import CheckpointWriter
 from experiments.entry import CONF
 from experiments.errors import UserError
 from tests.experiments import tiny

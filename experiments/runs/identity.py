@@ -1,0 +1,53 @@
+"""Which run a configuration describes: a hash of its content, by which a command finds its run.
+
+Left out is what changes where a run happens but not what it computes (EXCLUDED), and seeds: runs
+that differ in seeds alone are repetitions of one experiment, told apart by their folder. A path to
+an input counts by the content it leads to, so a model that moves stays the same model and a file
+that changes does not.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.checkpoints.packages import file_digest
+from experiments.checkpoints.sources import open_source
+
+EXCLUDED = frozenset({"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra"})
+SEEDS = frozenset({"seed", "seeds"})  # at any depth
+INPUTS = frozenset({"path", "calibration_path", "heldout_path", "checkpoint"})  # at any depth
+
+
+def identity(command: str, config: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of a resolved config less what does not count.
+
+    Raises UserError if an input that the config names cannot be read.
+    """
+    kept = {key: value for key, value in config.items() if key not in EXCLUDED}
+    content = {"command": command, "config": _content(kept)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: _input_digest(inner) if key in INPUTS and inner else _content(inner)
+            for key, inner in value.items()
+            if key not in SEEDS
+        }
+    return [_content(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _input_digest(path: str) -> str:
+    """SHA-256 of a text file, or what identifies a model: names and places left out."""
+    at = Path(path).expanduser()
+    return file_digest(at) if at.is_file() else open_source(at).digest()
+
+
+def seeds_label(seeds: Mapping[str, int]) -> str:
+    """How a run's folder names its seeds: "seed-0", or each one where they differ."""
+    if len(set(seeds.values())) == 1:
+        return f"seed-{next(iter(seeds.values()))}"
+    return "-".join(f"{name}-{value}" for name, value in seeds.items())
