@@ -25,6 +25,7 @@ from experiments.data.corpora import STORED
 from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
 from experiments.evaluation import floor
+from experiments.measurements.interruptions import interruptions
 from experiments.runs import run as runs
 
 PEERS = records.ROOT / "tests" / "peers"
@@ -40,7 +41,12 @@ def run(config: DictConfig) -> runs.Run:
 
 def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
     source = build(config, "model")
-    measure = {"gptq": gptq, "perplexity": perplexity, "memory": memory}
+    measure = {
+        "gptq": gptq,
+        "perplexity": perplexity,
+        "memory": memory,
+        "interruptions": lambda plain, source, folder: interruptions(plain, folder),
+    }
     if unknown := set(plain["what"]) - set(measure):
         raise UserError(f"what={sorted(unknown)} is unknown: choose from {', '.join(measure)}.")
     with runs.begin(at) as run:

@@ -1,10 +1,17 @@
 """A whole tiny model on disk with a text to calibrate on, for tests of the main job."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import hydra
 import numpy as np
+from omegaconf import DictConfig
 
 from experiments.checkpoints.sources import Source, open_source
+from experiments.configuration import CONF
 from models.decoder import DecoderConfig
 from tests.experiments.checkpoints.synthetic import (
     CONFIG,
@@ -13,6 +20,7 @@ from tests.experiments.checkpoints.synthetic import (
     write_gguf,
 )
 
+ROOT = Path(__file__).parents[2]
 OVERRIDES = ["data=text", "data.context=16", "data.calibration=6", "data.heldout=4"]
 
 
@@ -55,6 +63,24 @@ def overrides(folder: Path) -> list[str]:
         f"data.path={write_text(folder)}",
         *OVERRIDES,
     ]
+
+
+def config(folder: Path, *more: str, name: str = "compress") -> DictConfig:
+    """The tiny model's configuration; runs go below `folder`."""
+    base = [*overrides(folder), f"runs={folder / 'runs'}", "logger.tensorboard=false"]
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose(name, [*base, *more])
+
+
+def command(*arguments: str, cwd: Path, **environment: Any) -> subprocess.CompletedProcess[str]:
+    """A command as a user runs it, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:

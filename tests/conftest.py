@@ -1,0 +1,8 @@
+"""Compiled programs are kept for all tests of a session, those in processes of their own too."""
+
+import os
+import tempfile
+
+CACHE = tempfile.TemporaryDirectory(prefix="planish-tests-xla-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
