@@ -37,7 +37,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def check(name: str, arguments: Sequence[str]) -> None:
     """Compose every job that a command line asks for; raise UserError at the first mistake."""
     parsed = _parser().parse_known_args(arguments)[0]
-    overrides = [argument for argument in parsed.overrides if not argument.startswith("-")]
+    overrides = [a for a in parsed.overrides if "=" in a or a.startswith("~")]  # no flag's value
     folders = [f"file://{Path(parsed.config_dir).absolute()}"] if parsed.config_dir else []
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         for job in itertools.islice(_jobs(overrides), COMBINATIONS):
@@ -78,7 +78,7 @@ def _check_job(name: str, job: list[str], folders: list[str]) -> None:
     except MissingConfigException as error:
         raise _unknown_choice(error) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise _unknown_key(name, error, job) from error
+        raise _unknown_key(name, error, [*path, *job]) from error
     choices = {k: v for k, v in config.hydra.runtime.choices.items() if not k.startswith("hydra/")}
     groups = [f"{group}={choice}" for group, choice in choices.items() if group != EXPERIMENT]
     known = hydra.compose(name, [*path, *(g for g in groups if not g.endswith("=None"))])
@@ -113,9 +113,9 @@ def _unknown_key(name: str, error: Exception, job: Sequence[str]) -> UserError:
     sentence = _first_line(error)
     match = re.search(r"Could not override '([^']+)'", str(error))
     if not match:
-        return UserError(f"{sentence} (in {' '.join(job) or name}).")
+        return UserError(f"{sentence} (in {name} {' '.join(job)}).")
     key = match[1].split("@")[0]
-    groups = [override for override in job if "." not in override.split("=")[0]]
+    groups = [o for o in job if "." not in o.split("=")[0] or o.startswith("hydra.searchpath")]
     try:
         known = hydra.compose(name, [g for g in groups if g.split("=")[0].lstrip("+~") != key])
     except HydraException:
@@ -129,7 +129,8 @@ def _unknown_key(name: str, error: Exception, job: Sequence[str]) -> UserError:
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, Mapping):
         for key, value in node.items():
-            yield f"{prefix}{key}"
+            if not str(key).startswith("_"):
+                yield f"{prefix}{key}"
             yield from _dotted(value, f"{prefix}{key}.")
 
 

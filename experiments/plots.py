@@ -1,16 +1,29 @@
-"""Pictures from records."""
+"""Pictures from records. Each PNG carries a digest of the numbers it was drawn from."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from PIL import Image
 
+from experiments.errors import UserError
 from experiments.evaluation.footprint import Footprint
-from experiments.report import Record, bits_per_weight, float_record, label, paired_difference
+from experiments.report import (
+    Record,
+    bits_per_weight,
+    float_record,
+    label,
+    labels,
+    paired_difference,
+)
 
 MARKERS = "osD^vP*X"
+DIGEST = "planish:records"  # the PNG's text chunk
 
 
 def perplexity_against_size(records: Sequence[Record], path: Path) -> Path:
@@ -20,26 +33,95 @@ def perplexity_against_size(records: Sequence[Record], path: Path) -> Path:
     among the records: the windows are the same, so what they share cancels.
     """
     reference = float_record(records)
-    points = [record for record in records if bits_per_weight(record) is not None]
     with matplotlib.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        for number, name in enumerate(dict.fromkeys(map(_method, points))):
-            mine = sorted((r for r in points if _method(r) == name), key=_megabytes)
-            _line(axes, mine, reference, name, number)
+        figure, axes = _figure("size of all tensors, MB")
+        for number, (name, mine) in enumerate(_by_method(records).items()):
+            _line(axes, sorted(mine, key=_megabytes), reference, name, number)
         if reference is not None:
             _level(axes, reference)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}")
-        axes.set_xlabel("size of all tensors, MB")
-        axes.set_ylabel("perplexity (log scale)")
         axes.margins(x=0.25, y=0.15)
-        axes.grid(alpha=0.3)
         axes.legend()
-        partial = path.with_name(f".{path.name}")
-        figure.savefig(partial, format=path.suffix[1:], dpi=150)
-        partial.replace(path)
+        return _save(figure, records, path)
+
+
+def pareto(records: Sequence[Record], path: Path) -> Path:
+    """Perplexity against bits per compressed weight, every method, and the front of the best.
+
+    A point is on the front if no other has both fewer or equal bits and a lower perplexity. Bars as
+    in `perplexity_against_size`; whole or not at all.
+    """
+    reference, methods = float_record(records), _by_method(records)
+    with matplotlib.rc_context({"font.size": 10}):
+        figure, axes = _figure("bits per compressed weight, scales and zero points counted")
+        best = front([record for mine in methods.values() for record in mine])
+        axes.step(
+            [_bits(r) for r in best],
+            [_value(r) for r in best],
+            where="post",
+            color="gray",
+            linewidth=5,
+            alpha=0.25,
+            label="Pareto front",
+        )
+        for number, (name, mine) in enumerate(methods.items()):
+            _points(axes, mine, reference, name, number)
+        names = {id(r): name for r, name in zip(records, labels(records), strict=True)}
+        _name(axes, best, [names[id(record)] for record in best])
+        if reference is not None:
+            _level(axes, reference)
+        axes.margins(x=0.08, y=0.12)
+        axes.legend(fontsize=8, ncols=2, loc="upper right")
+        return _save(figure, records, path)
+
+
+def front(records: Sequence[Record]) -> list[Record]:
+    """Those that no other beats in both bits and perplexity, by rising bits."""
+    best: list[Record] = []
+    for record in sorted(records, key=lambda r: (_bits(r), _value(r))):
+        if not best or _value(record) < _value(best[-1]):
+            best.append(record)
+    return best
+
+
+def records_digest(records: Sequence[Record]) -> str:
+    """SHA-256 of the recorded numbers that a picture shows, as they were written."""
+    shown = [
+        [name, record.get("footprint"), record["metrics"]["perplexity"]]
+        for record, name in zip(records, labels(records), strict=True)
+    ]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def drawn_from(path: Path) -> str | None:
+    """The digest that a picture carries; None where it carries none.
+
+    Raises UserError if there is no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(DIGEST)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}.") from error
+
+
+def _figure(xlabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("perplexity (log scale)")
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Figure, records: Sequence[Record], path: Path) -> Path:
+    partial = path.with_name(f".{path.name}")
+    metadata = {DIGEST: records_digest(records)}
+    figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=metadata)
+    partial.replace(path)
     return path
 
 
@@ -68,18 +150,71 @@ def _line(
         )
 
 
+def _points(
+    axes: Axes, mine: Sequence[Record], reference: Record | None, name: str, number: int
+) -> None:
+    axes.errorbar(
+        [_bits(r) for r in mine],
+        [_value(r) for r in mine],
+        yerr=[_value(r) * _error(r, reference) for r in mine],
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle="none",
+        capsize=3,
+        alpha=0.8,
+        label=name,
+    )
+
+
+def _name(axes: Axes, best: Sequence[Record], names: Sequence[str]) -> None:
+    """A number at each point of the front, and what they stand for where no point can be."""
+    for number, record in enumerate(best, 1):
+        axes.annotate(
+            str(number),
+            (_bits(record), _value(record)),
+            textcoords="offset points",
+            xytext=(-7, -7),
+            ha="right",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+        )
+    named = zip(best, names, strict=True)
+    axes.text(
+        0.985,
+        0.72,
+        "\n".join(f"{n}  {name}: {_value(r):.1f}" for n, (r, name) in enumerate(named, 1)),
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        multialignment="left",
+        fontsize=8,
+        linespacing=1.4,
+        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},
+    )
+
+
 def _level(axes: Axes, reference: Record) -> None:
     axes.axhline(_value(reference), color="gray", linestyle="--", linewidth=1)
     axes.annotate(
         f"float model {_value(reference):.2f}",
-        (1, _value(reference)),
+        (0, _value(reference)),  # where size is small, every method is far above
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
-        xytext=(-4, -11),
-        ha="right",
+        xytext=(4, -11),
         fontsize=8,
         color="gray",
     )
+
+
+def _by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The compressed ones, by method without its bits: points of one method belong together."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        if bits_per_weight(record) is not None:
+            words = label(record).replace(" bit", "-bit").split()
+            name = " ".join(word for word in words if "-bit" not in word)
+            found.setdefault(name, []).append(record)
+    return found
 
 
 def _error(record: Record, reference: Record | None) -> float:
@@ -88,9 +223,8 @@ def _error(record: Record, reference: Record | None) -> float:
     return paired[1] if paired else record["metrics"]["perplexity"]["loss_standard_error"]
 
 
-def _method(record: Record) -> str:
-    """The method without its bits: points of one method are joined."""
-    return " ".join(w for w in label(record).replace(" bit", "-bit").split() if "-bit" not in w)
+def _bits(record: Record) -> float:
+    return bits_per_weight(record) or 0.0
 
 
 def _value(record: Record) -> float:

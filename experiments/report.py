@@ -1,14 +1,20 @@
 """Tables from records."""
 
-import math
-from collections.abc import Callable, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from rich import box
 from rich.table import Table
 
+from experiments.configuration import leaves
+from experiments.errors import UserError
 from experiments.evaluation.footprint import Footprint
+from experiments.runs.identity import EXCLUDED, SEEDS, seeds_label
+from experiments.statistics import estimate
 
 Record = dict[str, Any]
 
@@ -27,7 +33,8 @@ def label(record: Record) -> str:
 
 
 def _step_label(step: dict[str, Any]) -> str:
-    words = [step["_target_"].rsplit(".", 1)[-1].upper()]
+    name = step["_target_"].rsplit(".", 1)[-1]
+    words = [name.replace("_", " ").capitalize() if "_" in name else name.upper()]
     if "bits" in step:
         words.append(f"{step['bits']} bit")
     if "group_size" in step:
@@ -37,10 +44,69 @@ def _step_label(step: dict[str, Any]) -> str:
     return " ".join(words)
 
 
+def labels(records: Sequence[Record]) -> list[str]:
+    """As `label`, with the settings that tell experiments of one label apart.
+
+    A setting is named where it is not what most of its namesakes have: "GPTQ 3 bit g64
+    sequential=false". Repetitions of one experiment are named by their seeds.
+    """
+    plain, settings = list(map(label, records)), list(map(_settings, records))
+    named = []
+    for name, mine in zip(plain, settings, strict=True):
+        alike = [other for other, its in zip(settings, plain, strict=True) if its == name]
+        keys = dict.fromkeys(key for other in alike for key in other)
+        own = [key for key in keys if _uncommon(mine.get(key), [o.get(key) for o in alike])]
+        named.append(" ".join([name, *(f"{key.split('.')[-1]}={mine.get(key)}" for key in own)]))
+    again = Counter(named)
+    return [
+        f"{name} {seeds_label(record['seeds'])}" if again[name] > 1 and "seeds" in record else name
+        for name, record in zip(named, records, strict=True)
+    ]
+
+
+def _uncommon(value: str | None, all_values: list[str | None]) -> bool:
+    """Not the one value that most have; where none is, every value counts as uncommon."""
+    ranked = Counter(all_values).most_common(2)
+    tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+    return tied or value != ranked[0][0]
+
+
+def _settings(record: Record) -> dict[str, str]:
+    """The configuration that makes its identity, flat: {"algorithm.bits": "4"}."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in leaves(record["config"])
+        if key.split(".")[0] not in EXCLUDED and SEEDS.isdisjoint(key.split("."))
+    }
+
+
+def number(record: Record, metric: str) -> float:
+    """The number at a place of a record, such as "metrics.perplexity.value".
+
+    Raises UserError if there is none.
+    """
+    at: Any = record
+    for key in metric.split("."):
+        at = at.get(key) if isinstance(at, Mapping) else None
+    if not isinstance(at, (int, float)) or isinstance(at, bool):
+        raise UserError(f"The record of {label(record)} has no number at {metric}.")
+    return float(at)
+
+
 def bits_per_weight(record: Record) -> float | None:
     """Over the compressed layers, everything counted; None for a model left as it is."""
     size = record.get("footprint")
     return Footprint(**size).bits_per_weight if size and size["weights"] else None
+
+
+def loss_differences(record: Record, reference: Record) -> Float[np.ndarray, "windows"] | None:
+    """Loss minus the reference's by window, in nats; None unless the windows are the same."""
+    mine, other = (r["metrics"].get("perplexity") for r in (record, reference))
+    if not mine or not other:
+        return None
+    if mine["data"] != other["data"] or mine["windows"] != other["windows"]:
+        return None
+    return np.subtract(mine["window_losses"], other["window_losses"])
 
 
 def paired_difference(record: Record, reference: Record) -> tuple[float, float] | None:
@@ -48,23 +114,19 @@ def paired_difference(record: Record, reference: Record) -> tuple[float, float] 
 
     None unless both were evaluated on the same windows.
     """
-    mine, other = (r["metrics"]["perplexity"] for r in (record, reference))
-    if mine["data"] != other["data"] or mine["windows"] != other["windows"]:
-        return None
-    delta = np.subtract(mine["window_losses"], other["window_losses"])
-    error = delta.std(ddof=1) / math.sqrt(len(delta)) if len(delta) > 1 else math.nan
-    return float(delta.mean()), float(error)
+    delta = loss_differences(record, reference)
+    return None if delta is None else estimate(delta)[1:3]
 
 
-def cells(record: Record, reference: Record | None) -> list[str]:
-    """One row of a table, in the order of HEADER."""
+def cells(record: Record, reference: Record | None, name: str) -> list[str]:
+    """One row of a table, in the order of HEADER, the method under the name given."""
     metrics, bits = record["metrics"].get("perplexity"), bits_per_weight(record)
     seconds = record["seconds"].get("compress")
     delta = None
     if metrics and reference is not None and record is not reference:
         delta = paired_difference(record, reference)
     return [
-        label(record),
+        name,
         "–" if bits is None else f"{bits:.2f}",
         "–" if bits is None else f"{record['bytes_on_disk'] / 1e6:.1f}",
         f"{metrics['value']:.2f} ± {metrics['standard_error']:.2f}" if metrics else "–",
@@ -84,23 +146,32 @@ def table(records: Sequence[Record]) -> Table:
     drawn = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=FOOTNOTE, caption_justify="left")
     for number, name in enumerate(HEADER):
         drawn.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for record in records:
-        drawn.add_row(*cells(record, float_record(records)))
+    for record, name in zip(records, labels(records), strict=True):
+        drawn.add_row(*cells(record, float_record(records), name))
     return drawn
 
 
 def calibration(record: Record) -> str:
     """The windows that a method observed: "32 × 512"; a dash for one that needs no data."""
     observed = any("statistics" in layer["seconds"] for layer in record.get("layers", []))
-    return " × ".join(map(str, record["data"]["shape"])) if observed else "–"
+    return " × ".join(map(str, record["data"]["calibration"])) if observed else "–"
 
 
 def markdown(records: Sequence[Record]) -> str:
     """For a document: as `table`, with the calibration windows."""
-    reference, header = float_record(records), (*HEADER, "calibration")
-    rows = [header, ("---", *["---:"] * (len(header) - 1))]
-    rows += [(*cells(record, reference), calibration(record)) for record in records]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{FOOTNOTE}\n"
+    reference, header = float_record(records), [*HEADER, "calibration"]
+    rows = [
+        [*cells(record, reference, name), calibration(record)]
+        for record, name in zip(records, labels(records), strict=True)
+    ]
+    return f"{grid([header, *rows])}\n\n{FOOTNOTE}\n"
+
+
+def grid(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table, its header first; columns after the first few are numbers."""
+    rule = ["---" if i < text_columns else "---:" for i in range(len(rows[0]))]
+    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rest))
 
 
 PARTS = ("read", "forward", "statistics", "solve", "write")
@@ -114,10 +185,9 @@ def speed_markdown(record: Record, what: str) -> str:
         "memory": _memory_rows,
     }
     header, *rows = tables[what](record["results"][what])
-    lines = [header, ["---:"] * len(header), *rows]
     device = record["device"]
     machine = f"{device['cores']} cores ({device['machine']}), jax {record['versions']['jax']}"
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{machine}.\n"
+    return f"{grid([header, *rows], text_columns=0)}\n\n{machine}.\n"
 
 
 def _gptq_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:

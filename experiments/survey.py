@@ -1,79 +1,199 @@
-"""Render the documents' tables and picture from recorded runs:
+"""Render the documents' tables and pictures from recorded runs:
 python -m experiments.survey [--check]
 
 A document names what it shows between markers, and the text between them is replaced:
 
     <!-- results:begin recipe=gptq -->  …  <!-- results:end -->
 
-`recipe` takes the records whose last step has that name, the float model first; `runs` takes
-records by name, in order; `benchmark` takes the benchmark of that name. With --check nothing is
-written, and a stale document fails.
+    recipe=NAME       runs of the embedded model whose last step has that name, the float one first
+    runs="A; B"       runs by name, in order: "float", or overrides of conf/compress.yaml
+    claims=PAGE       the claims of a page and whether they hold [scale=embedded]
+    published=A,B     what sources report of the methods of these pages, side by side
+    map=WHAT          taxonomy, timeline or comparison of all pages
+    benchmark=NAME    the benchmark of that name
+
+With --check nothing is written, and it fails where a document or a picture is not what the records
+say, a page's facts are not valid or the bibliography is incomplete.
 """
 
 import argparse
 import re
-import sys
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from experiments import records
+from experiments import plots, records
+from experiments.configuration import did_you_mean
 from experiments.entry import guarded
 from experiments.errors import UserError
-from experiments.plots import perplexity_against_size
-from experiments.report import Record, bits_per_weight, label, markdown, speed_markdown
+from experiments.files import write_whole
+from experiments.papers import bibliography, maps, pages
+from experiments.papers.claims import judge_page
+from experiments.papers.facts import Page
+from experiments.papers.lookup import Find, finder, float_model, parse
+from experiments.progress import console
+from experiments.report import (
+    Record,
+    bits_per_weight,
+    loss_differences,
+    markdown,
+    speed_markdown,
+)
 
-RESULTS = records.ROOT / "papers" / "results"
-PICTURE = records.ROOT / "papers" / "figures" / "perplexity_against_size.png"
-PICTURED = ("float", "rtn-w4-g64", "rtn-w3-g64", "gptq-w4-g64", "gptq-w3-g64")
+RESULTS = Path("papers", "results")
+FIGURES = Path("papers", "figures")
+PICTURED = ["float", "algorithm=rtn", "algorithm=rtn algorithm.bits=3"]
+PICTURED += ["algorithm=gptq", "algorithm=gptq algorithm.bits=3"]
 MARKED = re.compile(
     r"(<!-- results:begin(?P<options>[^>]*) -->\n).*?(<!-- results:end -->)", re.DOTALL
 )
+Draw = Callable[[Sequence[Record], Path], Path]
 
 
-def documents() -> list[Path]:
-    """Every Markdown file that may hold markers."""
-    return [records.ROOT / "README.md", *sorted((records.ROOT / "papers").glob("*.md"))]
+class Survey:
+    """All that a repository's documents are rendered from: records and the pages' facts."""
+
+    def __init__(self, root: Path = records.ROOT):
+        self.root = root
+        self.records = load(root / RESULTS)
+        self.pages: dict[str, Page] = pages.read_pages(root / "papers")
+        self.find: Find = finder(self.records.values())
+
+    def documents(self) -> list[Path]:
+        """Every Markdown file that may hold markers."""
+        return [self.root / "README.md", *sorted((self.root / "papers").glob("*.md"))]
+
+    def embedded(self) -> list[Record]:
+        """The float model, and all compressions of it on the same windows."""
+        reference = float_model(self.records.values())[0]
+        mine = [
+            record
+            for record in self.records.values()
+            if record["command"] == "compress"
+            and record["model"]["digest"] == reference["model"]["digest"]
+            and loss_differences(record, reference) is not None
+        ]
+        return [reference, *sorted(mine, key=_order)]
+
+    def render(self, text: str, where: str) -> str:
+        """The document with its tables as records and facts have them."""
+
+        def table(match: re.Match[str]) -> str:
+            wanted = _options(match["options"], where)
+            kind = next((key for key in wanted if key in KINDS), None)
+            if kind is None:
+                raise UserError(f"{where} has a results marker without {'=, '.join(KINDS)}=.")
+            return f"{match[1]}{KINDS[kind](self, wanted, where)}{match[3]}"
+
+        return MARKED.sub(table, text)
+
+    def stale(self) -> Iterator[tuple[Path, str]]:
+        """Each document that is not what it should be, with what it should be."""
+        for path in self.documents():
+            text = path.read_text(encoding="utf-8")
+            fresh = self.render(text, path.name)
+            if fresh != text:
+                yield path, fresh
+
+    def pictures(self) -> Iterator[tuple[Path, Draw, list[Record]]]:
+        """Each picture: where it lies, what draws it and from which records."""
+        pictured = [self.find(parse(name))[0] for name in PICTURED]
+        figures = self.root / FIGURES
+        yield figures / "perplexity_against_size.png", plots.perplexity_against_size, pictured
+        yield figures / "pareto.png", plots.pareto, self.embedded()
+
+    def problems(self) -> Iterator[str]:
+        """Everything that --check fails for, one sentence each."""
+        entries = bibliography.read(self.root / "papers" / "references.bib")
+        yield from bibliography.problems(entries, self.pages)
+        for path, _ in self.stale():
+            yield f"{path.relative_to(self.root)} is stale: run python -m experiments.survey."
+        for path, _, found in self.pictures():
+            name = path.relative_to(self.root)
+            if not path.exists():
+                yield f"{name} is missing: run python -m experiments.survey."
+            elif plots.drawn_from(path) != plots.records_digest(found):
+                yield f"{name} was drawn from other records: run python -m experiments.survey."
 
 
-def load(folder: Path = RESULTS) -> dict[str, Record]:
+def load(folder: Path) -> dict[str, Record]:
     """The recorded runs that documents quote, by file name."""
     return {path.stem: records.read(path) for path in sorted(folder.glob("*.json"))}
 
 
-def render(text: str, found: dict[str, Record], where: str) -> str:
-    """The document with its tables as the records have them."""
-
-    def table(match: re.Match[str]) -> str:
-        wanted = dict(option.split("=", 1) for option in match["options"].split())
-        if "benchmark" in wanted:
-            what = wanted["benchmark"]
-            shown = speed_markdown(found[f"benchmark-{what}"], what)
-        else:
-            shown = markdown(select(wanted, found, where))
-        return f"{match[1]}{shown}{match[3]}"
-
-    return MARKED.sub(table, text)
-
-
-def select(wanted: dict[str, str], found: dict[str, Record], where: str) -> Sequence[Record]:
-    """The records that a marker asks for; raises UserError if it names none or unknown ones."""
-    if "runs" in wanted:
-        names = wanted["runs"].split(",")
-        if missing := [name for name in names if name not in found]:
-            raise UserError(f"{where} asks for runs={','.join(missing)}, not in papers/results.")
-        return [found[name] for name in names]
-    if "recipe" not in wanted:
-        raise UserError(f"{where} has a results marker without recipe= or runs=.")
-    name = wanted["recipe"].upper()
-    runs = [r for r in found.values() if r["command"] != "benchmark"]
-    chosen = [r for r in runs if label(r).split(" + ")[-1].split()[0] == name]
-    if not chosen:
-        raise UserError(f"{where} asks for recipe={wanted['recipe']}, not in papers/results.")
-    return [found["float"], *sorted(chosen, key=_order)]
+def _options(text: str, where: str) -> dict[str, str]:
+    try:
+        return dict(option.split("=", 1) for option in shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"{where} has a results marker with{text}: expected key=value.") from error
 
 
 def _order(record: Record) -> tuple[float, float]:
     return -(bits_per_weight(record) or 0.0), -record["metrics"]["perplexity"]["loss"]
+
+
+def _recipe(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    name = wanted["recipe"]
+    reference, *runs = survey.embedded()
+    chosen = [r for r in runs if _last_step(r) == name]
+    if not chosen:
+        raise UserError(f"{where} asks for recipe={wanted['recipe']}, not in papers/results.")
+    return markdown([reference, *chosen])
+
+
+def _last_step(record: Record) -> str:
+    return record["config"]["algorithm"]["_target_"].rsplit(".", 1)[-1]
+
+
+def _runs(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    found = []
+    for name in wanted["runs"].split(";"):
+        try:
+            found.append(survey.find(parse(name))[0])
+        except UserError as error:
+            raise UserError(f"{where} asks for {name.strip()!r}, and needs {error}.") from error
+    return markdown(found)
+
+
+def _claims(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    stem, scale = wanted["claims"], wanted.get("scale", pages.EMBEDDED)
+    pages.find(survey.pages, stem)
+    return maps.claims(judge_page(stem, scale, survey.pages, survey.find))
+
+
+def _published(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    stems = wanted["published"].split(",")
+    if missing := [stem for stem in stems if not pages.find(survey.pages, stem).published]:
+        raise UserError(f"{where} asks for published={missing[0]}, and that page has none.")
+    return maps.published(stems, survey.pages)
+
+
+def _map(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    what = wanted["map"]
+    if what == "comparison":
+        return maps.comparison(survey.embedded())
+    drawn = {"taxonomy": maps.taxonomy, "timeline": maps.timeline}
+    if what not in drawn:
+        known = [*drawn, "comparison"]
+        raise UserError(f"{where} asks for map={what}{did_you_mean(what, known)}")
+    return drawn[what](survey.pages)
+
+
+def _benchmark(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    what = wanted["benchmark"]
+    if f"benchmark-{what}" not in survey.records:
+        raise UserError(f"{where} asks for benchmark={what}, not in papers/results.")
+    return speed_markdown(survey.records[f"benchmark-{what}"], what)
+
+
+KINDS: dict[str, Callable[[Survey, Mapping[str, str], str], str]] = {
+    "recipe": _recipe,
+    "runs": _runs,
+    "claims": _claims,
+    "published": _published,
+    "map": _map,
+    "benchmark": _benchmark,
+}
 
 
 @guarded
@@ -81,21 +201,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="fail if a document is stale")
-    check = parser.parse_args().check
-    found, stale = load(), []
-    for path in documents():
-        text = path.read_text(encoding="utf-8")
-        fresh = render(text, found, path.name)
-        if fresh != text:
-            stale.append(path.name)
-            if not check:
-                path.write_text(fresh, encoding="utf-8")
+    parser.add_argument("--check", action="store_true", help="fail if anything is not as it should")
+    check, survey = parser.parse_args().check, Survey()
+    written = []
     if not check:
-        perplexity_against_size([found[name] for name in PICTURED], PICTURE)
-    if check and stale:
-        raise UserError(f"{', '.join(stale)} is stale: run python -m experiments.survey.")
-    print("up to date" if not stale else f"rendered {', '.join(stale)}", file=sys.stderr)
+        for path, fresh in survey.stale():
+            written.append(write_whole(path, fresh).name)
+        for path, draw, found in survey.pictures():
+            if not path.exists() or plots.drawn_from(path) != plots.records_digest(found):
+                path.parent.mkdir(exist_ok=True)
+                written.append(draw(found, path).name)
+    if problems := list(survey.problems()):
+        raise UserError(" ".join(problems))
+    console.print(f"rendered {', '.join(written)}" if written else "up to date")
 
 
 if __name__ == "__main__":

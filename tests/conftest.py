@@ -6,3 +6,11 @@ import tempfile
 CACHE = tempfile.TemporaryDirectory(prefix="planish-tests-xla-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write tests/golden/configs anew: look at their difference before you commit it",
+    )

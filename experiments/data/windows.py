@@ -1,6 +1,7 @@
 """Windows of tokens: what calibration observes and what evaluation scores.
 
-Shapes: n calibration windows and m held-out windows of T tokens each, none with a bos token.
+Shapes: n calibration windows and m held-out windows of T tokens each, without bos unless a corpus
+says so.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from jaxtyping import Int, Int32
 
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
+
+DRAWS = ("even", "random")
 
 
 class Windows(NamedTuple):
@@ -29,17 +32,22 @@ class Sizes:
 
     context: int  # tokens in a window
     calibration: int  # windows
-    heldout: int  # windows
+    heldout: int | None  # windows; None: all there are
+    draw: str = "even"  # which to calibrate on where there are more: spread evenly, or at random
 
     def validate(self, longest: int | None = None) -> None:
         """Raise UserError unless the sizes make sense for a model of `longest` tokens at most."""
         for option, value, least in (
             ("context", self.context, 2),  # the loss needs a token to predict from
             ("calibration", self.calibration, 1),
-            ("heldout", self.heldout, 1),
+            ("heldout", 1 if self.heldout is None else self.heldout, 1),
         ):
+            if not isinstance(value, int):
+                raise UserError(f"data.{option}={value!r} is not a whole number: ask for one.")
             if value < least:
                 raise UserError(f"data.{option}={value} is too small: ask for {least} at least.")
+        if self.draw not in DRAWS:
+            raise UserError(f"data.draw={self.draw} is unknown: choose {' or '.join(DRAWS)}.")
         if longest is not None and self.context > longest:
             raise UserError(
                 f"data.context={self.context} is longer than the model allows: "
@@ -72,27 +80,43 @@ def collect(
     heldout: Int32[np.ndarray, "M T"],
     sizes: Sizes,
     name: str,
+    *,
+    names: tuple[str, str] | None = None,
+    seed: int = 0,
 ) -> Windows:
-    """The asked numbers of windows, evenly spread over those at hand.
+    """The asked numbers of windows out of those at hand.
 
-    Raises UserError if there are too few.
+    Held-out windows are evenly spread; calibration windows too, unless `sizes` has them drawn at
+    random by `seed`, without replacement. names: what calibration and held-out windows come from,
+    where that is not the same. Raises UserError if there are too few.
     """
-    calibration = _choose(calibration, sizes.calibration, name, "calibration")
-    heldout = _choose(heldout, sizes.heldout, name, "heldout")
+    sources = names or (name, name)
+    calibration = _available(calibration, sizes.calibration, sources[0], "calibration")
+    heldout = _available(heldout, sizes.heldout, sources[1], "heldout")
+    if sizes.draw == "random":
+        rng = np.random.default_rng(seed)
+        drawn = np.sort(rng.choice(len(calibration), sizes.calibration, replace=False))
+    else:
+        drawn = spread(len(calibration), sizes.calibration)
+    calibration = calibration[drawn]
+    heldout = heldout[spread(len(heldout), sizes.heldout or len(heldout))]
     return Windows(calibration, heldout, name, digest(calibration, heldout))
 
 
-def _choose(tokens: np.ndarray, count: int, name: str, part: str) -> np.ndarray:
+def _available(tokens: np.ndarray, count: int | None, name: str, part: str) -> np.ndarray:
     available, context = tokens.shape
-    if count > available:
+    if available < (count or 1):
+        asked = f"data.{part}={count}" if count else "one"
         raise UserError(
-            f"{name} holds {available} {part} windows of {context} tokens, fewer than "
-            f"data.{part}={count}: ask for fewer or shorter ones, or choose data with more text."
+            f"{name} holds {available} {part} windows of {context} tokens, fewer than {asked}: "
+            "ask for fewer or shorter ones, or choose data with more text."
         )
-    return tokens[spread(available, count)]
+    return tokens
 
 
-def cut(text: str, tokenizer: Tokenizer, vocabulary: int, sizes: Sizes, name: str) -> Windows:
+def cut(
+    text: str, tokenizer: Tokenizer, vocabulary: int, sizes: Sizes, name: str, *, seed: int = 0
+) -> Windows:
     """Protocol E's windows of a text: first half calibration, second half held out, no bos.
 
     Each half is encoded by itself and cut into consecutive windows; a last, shorter one is dropped.
@@ -101,16 +125,26 @@ def cut(text: str, tokenizer: Tokenizer, vocabulary: int, sizes: Sizes, name: st
     """
     if not text.strip():
         raise UserError(f"{name} holds no text: give a text to calibrate on and to evaluate.")
-    first, second = (tokenizer.encode(half) for half in halves(text))
-    largest = max(first + second, default=0)
+    first, second = (encode(half, tokenizer, vocabulary, name) for half in halves(text))
+    return collect(
+        consecutive(first, sizes.context),
+        consecutive(second, sizes.context),
+        sizes,
+        name,
+        seed=seed,
+    )
+
+
+def encode(text: str, tokenizer: Tokenizer, vocabulary: int, name: str) -> list[int]:
+    """Tokens of a text, without bos; raises UserError if the model's vocabulary lacks one."""
+    ids = tokenizer.encode(text)
+    largest = max(ids, default=0)
     if largest >= vocabulary:
         raise UserError(
             f"The tokenizer gives token {largest} for {name}, but the model's vocabulary ends at "
             f"{vocabulary - 1}: use the tokenizer that belongs to the model."
         )
-    return collect(
-        _consecutive(first, sizes.context), _consecutive(second, sizes.context), sizes, name
-    )
+    return ids
 
 
 def halves(text: str) -> tuple[str, str]:
@@ -125,6 +159,7 @@ def halves(text: str) -> tuple[str, str]:
     return text[:blank], text[blank:].lstrip("\n")
 
 
-def _consecutive(ids: list[int], context: int) -> Int32[np.ndarray, "n T"]:
+def consecutive(ids: list[int], context: int) -> Int32[np.ndarray, "n T"]:
+    """Windows of `context` tokens, one after the other; what is left at the end is dropped."""
     whole = len(ids) // context
     return np.array(ids[: whole * context], np.int32).reshape(whole, context)

@@ -68,8 +68,8 @@ def _killed_until_finished(settings, where: Path, aimed: list[float], step) -> l
 
 
 def _layers(where: Path) -> int:
-    found = list(where.rglob(journal.FILE))
-    return len({e["layer"] for e in journal.read(found[0]) if e["event"] == "layer"} if found else ())
+    entries = [entry for path in where.rglob(journal.FILE) for entry in journal.read(path)]
+    return len({entry["layer"] for entry in entries if entry["event"] == "layer"})
 
 
 def _finish(settings, where: Path) -> dict[str, str]:
@@ -86,9 +86,7 @@ def _finish(settings, where: Path) -> dict[str, str]:
 
 
 def _require_equal(found: dict[str, str], reference: dict[str, str], where: Path) -> None:
-    differing = sorted(
-        name for name in found | reference if found.get(name) != reference.get(name)
-    )
+    differing = sorted(name for name in found | reference if found.get(name) != reference.get(name))
     if differing:
         raise UserError(f"{where} was killed and ended with other bytes in {', '.join(differing)}.")
 

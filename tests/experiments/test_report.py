@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import plots, report, survey
+from experiments import plots, report
 from experiments.errors import UserError
 
 
@@ -25,7 +25,7 @@ def record(method=None, bits=4, losses=(3.0, 3.2, 3.4), **algorithm):
         "seconds": {"evaluate": 1.0},
         "bytes_on_disk": 5_000_000,
         "peak_memory": 2 * 10**9,
-        "data": {"shape": [32, 512]},
+        "data": {"calibration": [32, 512]},
     }
     if method:
         settings = {"_target_": f"algorithms.{method}", "bits": bits, "group_size": 64}
@@ -77,32 +77,50 @@ def test_the_picture_is_written_whole(tmp_path):
     assert plots.perplexity_against_size(found, path) == path
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
+    assert plots.drawn_from(path) == plots.records_digest(found)
 
 
-def test_a_document_shows_what_its_marker_asks_for():
-    found = {"float": record(), "a": record("x.gptq"), "b": record("x.gptq", bits=3)}
-    found["c"] = record("x.rtn")
-    text = "before\n<!-- results:begin recipe=gptq -->\nold\n<!-- results:end -->\nafter\n"
-    fresh = survey.render(text, found, "page")
-    assert "old" not in fresh and fresh.startswith("before\n") and fresh.endswith("after\n")
-    assert fresh.count("GPTQ") == 2 and "RTN" not in fresh and "float" in fresh
-    assert survey.render(fresh, found, "page") == fresh
-    named = survey.render("<!-- results:begin runs=c,a -->\n<!-- results:end -->", found, "page")
-    assert named.index("RTN") < named.index("GPTQ")
+def test_a_picture_knows_the_numbers_it_was_drawn_from(tmp_path):
+    found = [record(), record("x.gptq", losses=(3.1, 3.3, 3.6))]
+    digest = plots.records_digest(found)
+    plots.pareto(found, tmp_path / "picture.png")
+    assert plots.drawn_from(tmp_path / "picture.png") == digest
+    found[1]["metrics"]["perplexity"]["value"] += 0.01
+    assert plots.records_digest(found) != digest
+    (tmp_path / "cut.png").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as a picture"):
+        plots.drawn_from(tmp_path / "cut.png")
 
 
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        ("recipe=wanda", "page asks for recipe=wanda"),
-        ("runs=nothing", "page asks for runs=nothing"),
-        ("", "without recipe= or runs="),
-    ],
-)
-def test_a_marker_that_names_nothing_is_refused(options, sentence):
-    text = f"<!-- results:begin {options} -->\n<!-- results:end -->"
-    with pytest.raises(UserError, match=sentence):
-        survey.render(text, {"float": record(), "a": record("x.gptq")}, "page")
+def test_the_front_holds_what_nothing_beats():
+    low, high = (3.1, 3.3, 3.6), (3.5, 3.9, 3.8)
+    small, large = record("x.gptq", bits=3, losses=high), record("x.gptq", losses=low)
+    beaten = record("x.rtn", losses=high)  # as large as `large`, as bad as `small`
+    assert plots.front([large, beaten, small]) == [small, large]
+
+
+def test_experiments_of_one_label_are_told_apart():
+    default = {"activation_order": True, "damping": 0.01}
+    found = [record("x.gptq", **default | change) for change in (
+        {}, {"activation_order": False}, {"damping": 0.1}, {"bits": 3})]  # fmt: skip
+    assert report.labels(found) == [
+        "GPTQ 4 bit g64",
+        "GPTQ 4 bit g64 activation_order=false",
+        "GPTQ 4 bit g64 damping=0.1",
+        "GPTQ 3 bit g64",
+    ]
+    assert report.labels(found[:2]) == [  # neither is the common one
+        "GPTQ 4 bit g64 activation_order=true",
+        "GPTQ 4 bit g64 activation_order=false",
+    ]
+    seeded = [found[0] | {"seeds": {"data": seed, "method": seed}} for seed in (0, 1)]
+    assert report.labels(seeded) == ["GPTQ 4 bit g64 seed-0", "GPTQ 4 bit g64 seed-1"]
+
+
+def test_a_number_is_found_by_its_place():
+    assert report.number(record(), "seconds.evaluate") == 1.0
+    with pytest.raises(UserError, match="record of float has no number at seconds.compress"):
+        report.number(record(), "seconds.compress")
 
 
 def test_speed_is_shown_with_its_machine():

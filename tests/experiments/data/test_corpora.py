@@ -1,6 +1,7 @@
 """The texts: protocol E's stored windows, a Wikipedia dump, a local file."""
 
 import bz2
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import omegaconf
 import pytest
 
 from experiments.data import corpora, mediawiki
-from experiments.data.corpora import PackagedEnwiki, StoredEnwiki, TextFile
+from experiments.data.corpora import PackagedEnwiki, StoredEnwiki, TextFile, TextPair
 from experiments.errors import UserError
 from tests.experiments.data.test_windows import words
 
@@ -129,6 +130,57 @@ def test_refuses_text_that_cannot_be_read(tmp_path):
         windows(tmp_path / "empty.txt")
 
 
+def write_pair(folder, calibration="a b a b a", heldout="b b a a b a b"):
+    """TextPair's two paths."""
+    found = {}
+    for name, text in (("calibration", calibration), ("heldout", heldout)):
+        (folder / f"{name}.txt").write_text(text)
+        found[f"{name}_path"] = str(folder / f"{name}.txt")
+    return found
+
+
+def test_a_pair_of_texts_is_cut_whole_with_one_bos_in_front(tmp_path):
+    pair = dict(context=3, calibration=1, **write_pair(tmp_path))
+    found = TextPair(**pair).windows(words("a", "b"), 3)
+    np.testing.assert_array_equal(found.calibration, [[0, 1, 2]])
+    np.testing.assert_array_equal(found.heldout, [[0, 2, 2], [1, 1, 2]])
+    assert found.name == "heldout.txt"
+    bare = TextPair(**pair, bos=False).windows(words("a", "b"), 3)
+    np.testing.assert_array_equal(bare.heldout, [[2, 2, 1], [1, 2, 1]])
+    never = dataclasses.replace(words("a", "b"), add_bos=False)
+    assert TextPair(**pair).windows(never, 3).digest == bare.digest
+
+
+def test_a_pair_can_be_drawn_and_cut_short(tmp_path):
+    paths = write_pair(tmp_path, calibration="a b " * 40)
+    pair = TextPair(context=3, calibration=5, heldout=1, draw="random", bos=False, **paths)
+    digests = [pair.windows(words("a", "b"), 3, seed=seed).digest for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+    assert pair.windows(words("a", "b"), 3).heldout.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (dict(calibration=""), "data.calibration_path=.*calibration.txt holds no text: give"),
+        (dict(heldout="\n \n"), "data.heldout_path=.*heldout.txt holds no text: give the path"),
+        (dict(calibration="a b"), "calibration.txt holds 1 calibration windows .* data.calib"),
+        (dict(heldout="a"), "heldout.txt holds 0 heldout windows of 3 tokens, fewer than one"),
+        (dict(heldout="a c b"), "gives token 3 for heldout.txt, but .* vocabulary ends at 2"),
+    ],
+)
+def test_refuses_a_pair_without_enough_text(tmp_path, texts, sentence):
+    pair = TextPair(context=3, calibration=2, **write_pair(tmp_path, **texts))
+    with pytest.raises(UserError, match=sentence):
+        pair.windows(words("a", "b", "c"), 3)
+
+
+def test_refuses_a_pair_that_cannot_be_read(tmp_path):
+    paths = write_pair(tmp_path) | {"calibration_path": str(tmp_path / "none.txt")}
+    with pytest.raises(UserError, match="data.calibration_path=.*none.txt cannot be read"):
+        TextPair(**paths).windows(words("a"), 2)
+
+
 def test_refuses_a_context_longer_than_the_model_allows():
     for corpus in (StoredEnwiki(), TextFile(path="none.txt")):
         with pytest.raises(UserError, match="data.context=512 is longer than the model allows"):
@@ -165,15 +217,24 @@ def test_the_stored_windows_are_spread(monkeypatch):
         StoredEnwiki(calibration=129).windows(words("a"), 49152)
 
 
-@pytest.mark.parametrize("name", ["enwiki512", "enwiki", "text"])
-def test_every_yaml_instantiates_with_the_defaults_of_its_class(name):
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("enwiki512", StoredEnwiki()),
+        ("enwiki", StoredEnwiki()),
+        ("text", TextFile(path="own.txt")),
+        ("wikitext2", TextPair(calibration_path="own.txt", heldout_path="own.txt")),
+    ],
+)
+def test_every_yaml_instantiates_with_the_defaults_of_its_class(name, defaults):
     config = omegaconf.OmegaConf.load(CONF / "data" / f"{name}.yaml")
-    if name == "text":
-        config.path = "own.txt"
+    for option in config:
+        if omegaconf.OmegaConf.is_missing(config, option):
+            config[option] = "own.txt"
     corpus = hydra.utils.instantiate(config)
-    defaults = TextFile(path="own.txt")
-    for option in ("context", "calibration", "heldout"):
-        assert getattr(corpus, option) == getattr(defaults, option)
+    for field in dataclasses.fields(defaults):
+        assert field.name in config
+        assert getattr(corpus, field.name) == getattr(defaults, field.name)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,39 @@ def test_fewer_windows_are_evenly_spread():
     np.testing.assert_array_equal(found.heldout, tokens)
 
 
+def test_random_windows_are_drawn_by_the_seed_without_replacement():
+    tokens = np.arange(60, dtype=np.int32).reshape(20, 3)
+    sizes = Sizes(context=3, calibration=8, heldout=4, draw="random")
+    found = [collect(tokens, tokens, sizes, "numbers", seed=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(found[0].calibration, found[1].calibration)
+    assert found[0].digest == found[1].digest != found[2].digest
+    assert (found[0].calibration != found[2].calibration).any()
+    expected = np.sort(np.random.default_rng(1).choice(20, 8, replace=False))
+    np.testing.assert_array_equal(found[2].calibration[:, 0], 3 * expected)
+    for one in found:
+        assert len(set(one.calibration[:, 0].tolist())) == 8
+        np.testing.assert_array_equal(one.heldout[:, 0] // 3, spread(20, 4))  # even all the same
+
+
+def test_the_seed_changes_nothing_that_is_not_drawn():
+    tokens = np.arange(60, dtype=np.int32).reshape(20, 3)
+    sizes = Sizes(context=3, calibration=8, heldout=4)
+    assert (
+        len({collect(tokens, tokens, sizes, "numbers", seed=seed).digest for seed in (0, 1)}) == 1
+    )
+    every = Sizes(context=3, calibration=20, heldout=4, draw="random")
+    np.testing.assert_array_equal(collect(tokens, tokens, every, "n", seed=3).calibration, tokens)
+
+
+def test_null_is_every_heldout_window():
+    tokens = np.arange(30, dtype=np.int32).reshape(10, 3)
+    sizes = Sizes(context=3, calibration=4, heldout=None)
+    sizes.validate()
+    np.testing.assert_array_equal(collect(tokens, tokens, sizes, "n").heldout, tokens)
+    with pytest.raises(UserError, match="n holds 0 heldout windows of 3 tokens, fewer than one"):
+        collect(tokens, tokens[:0], sizes, "n")
+
+
 def test_the_digest_is_of_tokens_and_shapes():
     a, b = np.arange(6, dtype=np.int32).reshape(2, 3), np.ones((1, 3), np.int32)
     assert digest(a, b) == digest(a.copy(), b.copy())
@@ -66,6 +99,12 @@ def test_the_digest_is_of_tokens_and_shapes():
 @pytest.mark.parametrize("text", ["", " \n\n \n"])
 def test_refuses_a_text_that_is_empty(text):
     with pytest.raises(UserError, match="abc holds no text"):
+        cut(text, words("a"), 2, Sizes(context=2, calibration=1, heldout=1), "abc")
+
+
+@pytest.mark.parametrize("text", ["a", "a\n\n", "\n\na", "a a"])
+def test_refuses_a_text_of_a_token_or_two(text):
+    with pytest.raises(UserError, match="abc holds 0 calibration windows of 2 tokens"):
         cut(text, words("a"), 2, Sizes(context=2, calibration=1, heldout=1), "abc")
 
 
@@ -95,9 +134,17 @@ def test_refuses_tokens_outside_the_vocabulary():
         (dict(context=1), "data.context=1 is too small: ask for 2 at least"),
         (dict(calibration=0), "data.calibration=0 is too small"),
         (dict(heldout=-1), "data.heldout=-1 is too small"),
+        (dict(draw="odd"), "data.draw=odd is unknown: choose even or random"),
         (dict(context=65), "data.context=65 is longer than the model allows: ask for 64 tokens"),
     ],
 )
 def test_refuses_sizes_that_make_no_sense(sizes, sentence):
     with pytest.raises(UserError, match=sentence):
         Sizes(**dict(context=8, calibration=1, heldout=1) | sizes).validate(longest=64)
+
+
+def test_refuses_sizes_that_are_no_numbers():
+    sizes = Sizes(context=8, calibration=1, heldout=1)
+    object.__setattr__(sizes, "context", "8k")  # as a command line may have it
+    with pytest.raises(UserError, match="data.context='8k' is not a whole number"):
+        sizes.validate()

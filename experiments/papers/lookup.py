@@ -1,0 +1,143 @@
+"""Runs by name: the overrides that a page gives, the configuration they compose, its records."""
+
+import contextlib
+import dataclasses
+import functools
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments import configuration
+from experiments.configuration import CONF, did_you_mean
+from experiments.entry import resolved
+from experiments.errors import UserError
+from experiments.papers.facts import Page, Selection
+from experiments.report import Record
+from experiments.runs.identity import identity
+
+ALGORITHM = "algorithm="
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run, by the overrides of conf/compress.yaml; evaluated, its model as it is."""
+
+    command: Literal["compress", "evaluate"]
+    overrides: tuple[str, ...] = ()
+    line: str = dataclasses.field(default="", compare=False)  # the command that makes it
+
+    def __str__(self) -> str:
+        return self.line or shlex.join(
+            ["python", "-m", f"experiments.{self.command}", *self.overrides]
+        )
+
+
+Find = Callable[[Run], list[Record]]  # one record per seed; UserError: what it needs
+
+
+def parse(text: str) -> Run:
+    """A run as a document's marker names it: "float", or overrides apart by spaces."""
+    words = tuple(text.split())
+    return Run("evaluate") if words == ("float",) else Run("compress", words)
+
+
+def run_at(selection: Selection, scale: str, stem: str, pages: Mapping[str, Page]) -> Run:
+    """The run that a check names, at a scale.
+
+    It begins with the scale's overrides: those of the page of the algorithm that it uses, as one
+    algorithm's experiment sets keys that another does not have. Raises UserError if a page lacks
+    the scale.
+    """
+    if selection == "float":
+        first = beginning(stem, scale, pages)
+        line = f"python -m experiments.reproduce paper={stem} scale={scale}" if first else ""
+        return Run("evaluate", first, line)
+    used = [word.removeprefix(ALGORITHM) for word in selection if word.startswith(ALGORITHM)]
+    owners = [owner for owner, page in pages.items() if page.config == _yaml(used)]
+    return Run("compress", (*beginning(owners[0] if owners else stem, scale, pages), *selection))
+
+
+def _yaml(algorithms: list[str]) -> str:
+    return f"conf/algorithm/{algorithms[-1]}.yaml" if algorithms else ""
+
+
+def beginning(stem: str, scale: str, pages: Mapping[str, Page]) -> tuple[str, ...]:
+    """The overrides of a page's scale; raises UserError if it has no such scale."""
+    scales = pages[stem].scales
+    if scale not in scales:
+        raise UserError(f"papers/{stem}.md has no scale {scale!r}{did_you_mean(scale, scales)}")
+    return scales[scale]
+
+
+def compose(run: Run) -> DictConfig:
+    """The configuration of a run; raises UserError for an override that fits nothing."""
+    with _command_set_aside():
+        try:
+            with hydra.initialize_config_dir(CONF, version_base="1.3"):
+                return _composed(run)
+        except (HydraException, OmegaConfBaseException) as error:
+            configuration.check("compress", run.overrides)  # which says what was meant
+            raise UserError(" ".join(str(error).split())) from error
+
+
+def _composed(run: Run) -> DictConfig:
+    """Overrides are of conf/compress.yaml: an evaluation takes of it what both commands have."""
+    if run.command == "evaluate" and not run.overrides:
+        return hydra.compose("evaluate")
+    config = hydra.compose("compress", list(run.overrides))
+    if run.command == "compress":
+        return config
+    evaluated = hydra.compose("evaluate")
+    for key in evaluated.keys() & config.keys():
+        evaluated[key] = config._get_node(key)
+    return evaluated
+
+
+@contextlib.contextmanager
+def _command_set_aside() -> Iterator[None]:
+    """Hydra composes for one command at a time, and this may run within another."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+
+
+@functools.cache
+def identity_of(run: Run) -> str:
+    """Which experiment a run is; raises UserError while an input that it names is missing."""
+    config = compose(run)
+    if missing := sorted(map(str, OmegaConf.missing_keys(config))):
+        raise UserError(", ".join(f"{key}=…" for key in missing))
+    return identity(run.command, resolved(config))
+
+
+def finder(records: Iterable[Record]) -> Find:
+    """Find runs among recorded ones, by identity; what is not there needs its command."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.get("identity", ""), []).append(record)
+
+    def find(run: Run) -> list[Record]:
+        try:
+            mine = found.get(identity_of(run), [])
+        except UserError as error:
+            raise UserError(f"`{run}`, and for it: {str(error).rstrip('.')}") from error
+        if not mine:
+            raise UserError(f"`{run}`")
+        return mine
+
+    return find
+
+
+def float_model(records: Iterable[Record]) -> list[Record]:
+    """The embedded model as it is on protocol E's windows; raises UserError if it is missing."""
+    return finder(records)(Run("evaluate"))

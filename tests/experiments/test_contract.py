@@ -1,0 +1,148 @@
+"""What every algorithm promises, those included that join later: conf/algorithm is the list."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import compress
+from experiments.configuration import CONF
+from experiments.entry import build
+from experiments.errors import UserError
+from tests.experiments import tiny
+
+ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
+
+
+@pytest.fixture(params=ALGORITHMS)
+def settings(request):
+    return [f"algorithm={request.param}", "algorithm.group_size=32"]
+
+
+@pytest.fixture
+def method(config, settings):
+    return build(config(*settings), "algorithm")
+
+
+def compressed(method, w, x=None):
+    """The method on one layer, as the walk would call it."""
+    stats = None
+    if method.observe is not None:
+        stats = method.observe(method.init(w.shape[1]), x)
+    key = (jax.random.key(0),) if method.seeded else ()
+    return method.compress(w, stats, *key), stats
+
+
+@pytest.fixture
+def layer():
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(24, 64)), rng.normal(size=(200, 64))
+    x[:, 5] = 0  # a dead input
+    return jnp.asarray(w, jnp.float32), jnp.asarray(x, jnp.float32)
+
+
+def test_the_same_configuration_gives_the_same_bytes(config, settings):
+    """Other processes too: test_resume.py kills them."""
+    first = compress.run(config(*settings)).checkpoint
+    again = compress.run(config(*settings, "again=true")).checkpoint
+    assert again != first and tiny.files(again) == tiny.files(first)
+
+
+def test_only_a_seeded_method_depends_on_its_seed(config, settings, method):
+    first = compress.run(config(*settings)).checkpoint
+    other = compress.run(config(*settings, "seeds.method=1")).checkpoint
+    parts = [tiny.files(folder / "parts") for folder in (first, other)]
+    assert (parts[0] == parts[1]) is not method.seeded
+    data = compress.run(config(*settings, "seeds.data=1")).checkpoint  # windows are drawn evenly
+    assert tiny.files(data / "parts") == parts[0]
+
+
+def test_jitted_and_eager_agree(method, layer):
+    eager, stats = compressed(method, *layer)
+    key = (jax.random.key(0),) if method.seeded else ()
+    jitted = jax.jit(method.compress)(layer[0], stats, *key)
+    assert jax.tree.structure(eager) == jax.tree.structure(jitted)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), eager) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), jitted
+    )
+    # Compilers may contract a product and a sum, which moves what lies on a tie.
+    same = np.mean(np.asarray(eager.dequantize()) == np.asarray(jitted.dequantize()))
+    assert same > 0.98
+
+
+def test_a_dead_input_and_a_row_of_zeros_stay_finite(method, layer):
+    w, x = layer
+    tensor, stats = compressed(method, w.at[3].set(0), x)
+    dense = tensor.dequantize()
+    assert dense.shape == w.shape and jnp.isfinite(dense).all()
+    assert jnp.isfinite(method.error(w, dense, stats))
+    assert not dense[3].any()
+
+
+def test_a_layer_of_zeros_is_kept_and_costs_nothing(method, layer):
+    zeros = jnp.zeros_like(layer[0])
+    tensor, stats = compressed(method, zeros, layer[1])
+    assert not tensor.dequantize().any()
+    assert method.error(zeros, tensor.dequantize(), stats) == 0
+
+
+def test_what_is_stored_is_what_is_counted(method, layer):
+    tensor, _ = compressed(method, *layer)
+    assert tensor.storage_bits() == 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(tensor))
+    pieces = tensor.split([10, 14])
+    joined = jnp.concatenate([piece.dequantize() for piece in pieces])
+    np.testing.assert_array_equal(joined, tensor.dequantize())
+
+
+def test_one_window_of_two_tokens_is_enough_or_refused(config, settings):
+    """Statistics of rank two: damping holds, or one sentence says what is singular."""
+    few = [*settings, "data.calibration=1", "data.context=2"]
+    try:
+        record = compress.run(config(*few)).record
+    except UserError as error:
+        assert "singular" in str(error) and "Block 0" in str(error)
+    else:
+        assert np.isfinite(record["metrics"]["perplexity"]["value"])
+
+
+def test_a_weight_that_is_not_finite_is_named(config, settings, tmp_path, monkeypatch):
+    tensors = tiny.tensors()
+    tensors["blocks.1.mlp.up.weight"][3, 4] = np.nan
+    monkeypatch.setattr(tiny, "tensors", lambda config=None: tensors)
+    with pytest.raises(UserError, match=r"blk.1.ffn_up.weight in .* has 1 NaN or infinite"):
+        compress.run(config(*settings))
+
+
+def test_activations_that_are_not_finite_are_named(config, settings, method, monkeypatch):
+    """float16 could not hold them either; weights are finite, their products are not."""
+    tensors = tiny.tensors()
+    tensors["blocks.1.attention_norm.weight"][:] = 1e38
+    monkeypatch.setattr(tiny, "tensors", lambda config=None: tensors)
+    settings = [*settings, "walk.dense_dtype=float32"]
+    if method.observe is None:
+        assert compress.run(config(*settings)).checkpoint.exists()  # it looks at weights alone
+        return
+    with pytest.raises(UserError, match=r"Block 1: The activations at attention.input \(attenti"):
+        compress.run(config(*settings))
+
+
+def test_dead_inputs_are_recorded_and_named(config, settings, method, monkeypatch, capfd):
+    tensors = tiny.tensors()
+    tensors["blocks.0.mlp_norm.weight"][[2, 7]] = 0
+    monkeypatch.setattr(tiny, "tensors", lambda config=None: tensors)
+    done = compress.run(config(*settings))
+    assert np.isfinite(done.record["metrics"]["perplexity"]["value"])
+    if method.notes is not None:
+        assert done.record["layers"][0]["notes"]["mlp.input"] == {"dead_inputs": 2.0}
+        said = "Block 0, mlp.input: 2 inputs are zero in all calibration text"
+        assert said in done.record["warnings"][0] and said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", " \n\n "])
+def test_an_empty_text_is_refused(config, settings, tmp_path, text):
+    configuration = config(*settings)
+    (tmp_path / "text.txt").write_text(text)
+    with pytest.raises(UserError, match="holds no text"):
+        compress.run(configuration)
