@@ -1,5 +1,6 @@
-"""Speed against the peers and the arithmetic floor, and memory against depth:
-python -m experiments.benchmark [what=[gptq,perplexity,memory]]
+"""Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
+being killed, and how far estimates are off:
+python -m experiments.benchmark [what=[gptq,perplexity,memory,interruptions,estimates]]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -25,6 +26,7 @@ from experiments.data.corpora import STORED
 from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
 from experiments.evaluation import floor
+from experiments.measurements.estimates import estimates
 from experiments.measurements.interruptions import interruptions
 from experiments.runs import run as runs
 
@@ -46,6 +48,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "perplexity": perplexity,
         "memory": memory,
         "interruptions": lambda plain, source, folder: interruptions(plain, folder),
+        "estimates": lambda plain, source, folder: estimates(plain, source, folder, our_run),
     }
     if unknown := set(plain["what"]) - set(measure):
         raise UserError(f"what={sorted(unknown)} is unknown: choose from {', '.join(measure)}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import records, streaming
+from experiments import planning, records, streaming
 from experiments.checkpoints.planish import DESCRIPTION, Checkpoint, CheckpointWriter
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
@@ -24,14 +24,15 @@ def run(config: DictConfig) -> runs.Run:
     return runs.finished(at) or _run(config, plain, at)
 
 
+def prepare(config: DictConfig) -> planning.Plan:
+    """What the configuration asks for, opened but not loaded, and what it will take."""
+    return planning.plan(config, build(config, "model"), compressing=True)
+
+
 def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
-    source, method = build(config, "model"), build(config, "algorithm")
-    walk = streaming.Walk(**plain["walk"])
-    windows = build(config, "data").windows(
-        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
-        seed=plain["seeds"]["data"],
-    )  # fmt: skip
-    streaming.check_shapes(source, method)
+    plan = prepare(config)
+    source, windows = plan.source, plan.windows
+    plan.require(at.folder)
     with runs.begin(at) as run:
         notes = {
             "identity": at.identity,
@@ -39,7 +40,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
             "source": model_facts(source),
             "calibration": {"name": windows.name, "digest": windows.digest},
         }
-        layers = _compress(run, source, method, windows, walk, plain["seeds"]["method"], notes)
+        layers = _compress(run, plan, plain["seeds"]["method"], notes)
         compressed = Checkpoint(run.folder / "checkpoint")
         with run.recorder.phase("evaluate"):
             metrics = build(config, "evaluation")(compressed, windows)
@@ -50,20 +51,15 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
             footprint=footprint(compressed.description["tensors"])._asdict(),
             bytes_on_disk=bytes_on_disk(run.folder / "checkpoint"),
             layers=[dataclasses.asdict(layer) for layer in layers],
+            estimate=plan.facts(),
         )
 
 
 def _compress(
-    run: runs.OpenRun,
-    source: Source,
-    method: Any,
-    windows: Windows,
-    walk: streaming.Walk,
-    seed: int,
-    notes: Mapping[str, Any],
+    run: runs.OpenRun, plan: planning.Plan, seed: int, notes: Mapping[str, Any]
 ) -> list[streaming.LayerReport]:
     """The checkpoint in the run's folder, from wherever an earlier attempt left it."""
-    known = _known(run)
+    source, known = plan.source, _known(run)
     if (run.folder / "checkpoint" / DESCRIPTION).is_file():
         layers = [known[layer] for layer in range(source.config.layers)]
         run.recorder.seconds["compress"] = sum(sum(layer.seconds.values()) for layer in layers)
@@ -83,7 +79,7 @@ def _compress(
 
     with run.recorder.phase("compress"):
         layers = streaming.compress_model(
-            source, writer, method, windows.calibration, walk,
+            source, writer, plan.method, plan.windows.calibration, plan.walk,
             seed=seed, known=known, report=report,
         )  # fmt: skip
         writer.finish(source.config, source.tokenizer(), notes)

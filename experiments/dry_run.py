@@ -1,5 +1,6 @@
 """What a run would do and take, before it does: no model in memory, no device, nothing written."""
 
+from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -7,14 +8,27 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.configuration import leaves, origins
+from experiments.hardware import describe
 from experiments.progress import console
 
 
-def show(config: DictConfig) -> None:
-    """Print the resolved configuration with where each value came from, and the estimate."""
-    from experiments.entry import resolved  # which imports this module
+def show(command: str, config: DictConfig, prepare: Callable[[DictConfig], Any] | None) -> None:
+    """Print the resolved configuration with where each value came from, then the estimate.
 
-    console.print(_settings(config, resolved(config)))
+    prepare: opens what the configuration names and estimates; None: nothing is known of this one.
+    """
+    from experiments.entry import resolved  # which imports this module
+    from experiments.runs import run as runs
+
+    plain = resolved(config)
+    console.print(_settings(config, plain))
+    at = runs.place(command, plain)
+    if prepare is not None:
+        plan = prepare(config)
+        console.print(describe(plan.estimate))
+        plan.require(at.folder)
+    state = "finished" if at.finished else "to go on with" if at.folder.exists() else "new"
+    console.print(f"output folder: {at.folder} ({state})", soft_wrap=True)
 
 
 def _settings(config: DictConfig, plain: dict[str, Any]) -> Table:

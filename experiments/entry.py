@@ -55,8 +55,11 @@ def entry_point(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
 def _run(name: str, config: DictConfig) -> None:
     """One job of a command, in whichever process the launcher put it."""
     prepare()
-    run = importlib.import_module(f"experiments.{name}").main.__wrapped__
-    work = functools.partial(dry_run.show if config.get("dry_run") else run, config)
+    module = importlib.import_module(f"experiments.{name}")
+    work = functools.partial(module.main.__wrapped__, config)
+    if config.get("dry_run"):
+        jax.config.update("jax_platforms", "cpu")  # an accelerator is left alone
+        work = functools.partial(dry_run.show, name, config, getattr(module, "prepare", None))
     if sweeps.is_job():
         sweeps.job(work)
     else:
@@ -94,7 +97,7 @@ def keep_freed_memory() -> None:
     """Have glibc reuse the memory of freed arrays instead of giving it back at once.
 
     Every product allocates its result, and the kernel clears each page that it hands out again: a
-    tenth of a CPU run's time. Peak memory stays what it is.
+    tenth of a CPU run's time. It costs memory: what is kept fits few of the later arrays.
     """
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has mallopt
         libc = ctypes.CDLL(None)

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import records
+from experiments import planning, records
 from experiments.checkpoints.planish import Checkpoint
 from experiments.checkpoints.sources import Source, open_source
 from experiments.compress import data_facts, model_facts
@@ -28,17 +28,23 @@ def run(config: DictConfig) -> runs.Run:
     return runs.finished(at) or _run(config, plain, at)
 
 
+def prepare(config: DictConfig) -> planning.Plan:
+    """What the configuration asks for, opened but not loaded, and what it will take."""
+    return planning.plan(config, open_model(config), compressing=False)
+
+
 def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
-    source = open_model(config)
-    windows = build(config, "data").windows(
-        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
-        seed=plain["seeds"]["data"],
-    )  # fmt: skip
+    plan = prepare(config)
+    plan.require(at.folder)
     with runs.begin(at) as run:
         with run.recorder.phase("evaluate"):
-            metrics = build(config, "evaluation")(source, windows)
+            metrics = build(config, "evaluation")(plan.source, plan.windows)
         return run.finish(
-            model=model_facts(source), data=data_facts(windows), metrics=metrics, **_size(source)
+            model=model_facts(plan.source),
+            data=data_facts(plan.windows),
+            metrics=metrics,
+            estimate=plan.facts(),
+            **_size(plan.source),
         )
 
 

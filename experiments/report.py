@@ -183,6 +183,8 @@ def speed_markdown(record: Record, what: str) -> str:
         "gptq": _gptq_rows,
         "perplexity": _perplexity_rows,
         "memory": _memory_rows,
+        "interruptions": _interruption_rows,
+        "estimates": _estimate_rows,
     }
     header, *rows = tables[what](record["results"][what])
     device = record["device"]
@@ -231,3 +233,33 @@ def _memory_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
         for row in results
     ]
     return [["blocks", "peak memory, GB", "times the least"], *rows]
+
+
+def _interruption_rows(row: dict[str, Any]) -> list[list[str]]:
+    header = [
+        "kills",
+        "finished runs among them",
+        "an undisturbed run, s",
+        "blocks kept when killed",
+    ]
+    kept = [done for one in row["rounds"] for done in one["layers_done_at_kill"]]
+    cells = [str(row["kills"]), str(row["runs"]), f"{row['undisturbed_seconds']:.0f}"]
+    cells.append(f"{min(kept)}–{max(kept)}, {sum(kept) / len(kept):.0f} on average")
+    return [[*header, "files with equal bytes"], [*cells, f"all {row['files']}"]]
+
+
+def _estimate_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    header = ["run", "memory estimated, GB", "measured", "ratio", "time estimated, s", "measured"]
+    rows = [
+        [
+            row["configuration"],
+            f"{row['estimated_memory'] / 1e9:.2f}",
+            f"{row['measured_peak'] / 1e9:.2f}",
+            f"{row['memory_ratio']:.2f}",
+            f"{row['estimated_seconds']:.0f}",
+            f"{row['measured_seconds']:.0f}",
+            f"{row['time_ratio']:.2f}",
+        ]
+        for row in results
+    ]
+    return [[*header, "ratio"], *rows]

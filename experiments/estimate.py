@@ -1,0 +1,262 @@
+"""What a run will take, from shapes alone: nothing is read, computed or held.
+
+Operations come from the jaxprs of the model's and the method's own functions, so that any method is
+estimated, a user's own too. Memory is what the walk holds at its fullest moment. Time is operations
+at the machine's product rate. The constants were measured with SmolLM2-135M on two cores of a CPU;
+`measurements.estimates` compares estimates with runs.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from algorithms.layerwise import LayerwiseMethod
+from experiments import programs
+from experiments.checkpoints.sources import shapes
+from experiments.evaluation import perplexity
+from experiments.operations import Work, size, work
+from experiments.streaming import Walk
+from models.decoder import Block, DecoderConfig, Flow
+from models.sites import Site
+
+# Copies of a dense tensor, as float32, while it is read: the file's own, dequantized, placed; and
+# while it is cast and checked to be written. Measured: 312 and 200 MB for an embedding of 113 MB.
+READING = 2.75
+WRITING = 1.75
+# Calls whose intermediates are held at once: a CPU begins calls before earlier ones have ended.
+# Measured: 170 to 250 MB while the losses are computed, of which one call needs 53.
+CALLS = 4
+# Arrays below LARGE bytes, once freed, stay with the process (entry.keep_freed_memory) and fit few
+# later ones. The most that the walk held of them costs KEPT times as much, and until the end.
+# Measured with 8, 32 and 128 windows: 1.6 to 2.1. 0 where freed memory is given back.
+LARGE = 1 << 25
+KEPT = 2.1
+# Operations of products that could run while one byte is moved to or from memory: 25 GB/s where
+# products run at 2e11, fitted to the solves of GPTQ, which are half of each.
+BYTE = 8.0
+OVERHEAD = 1.1  # of a run over its operations, for what is not counted; fitted to the five runs
+COMPILING = 0.004  # seconds for an equation: 6.7 measured for the 1879 of GPTQ, 1.1 for RTN's 276
+# Seconds to read and dequantize, or to digest and write, one parameter: RTN does little else, and
+# takes 4 to 5 for two passes over 135 million and its compilation.
+HANDLING = 10e-9
+STARTING = 4.0  # seconds to import, open the model and encode the text
+NOTE = 580  # bytes in a checkpoint that describe one tensor, beside its numbers
+TOKEN = 32  # bytes in a checkpoint for one entry of the tokenizer's vocabulary
+
+
+class Estimate(NamedTuple):
+    """What a run takes. Bytes and seconds are by phase: compress and evaluate."""
+
+    parameters: int
+    operations: dict[str, float]  # by part: forward, statistics, solve, evaluate
+    memory: dict[str, int]  # the most at any moment
+    seconds: dict[str, float]
+    disk: int  # of the checkpoint, which grows under its folder's name and `.partial`
+
+    @property
+    def peak(self) -> int:
+        return max(self.memory.values())
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+class Held(NamedTuple):
+    """Arrays of one size."""
+
+    copies: float
+    bytes: int
+
+
+class _Phase(NamedTuple):
+    parts: dict[str, Work]  # over the whole model
+    equations: int  # of all programs: each is compiled once
+    memory: int  # bytes held at the fullest moment
+    kept: int  # bytes that the process has afterwards, used or not
+
+
+type Windows = tuple[int, int]  # how many, and tokens of each
+
+
+def estimate(
+    config: DecoderConfig,
+    method: LayerwiseMethod | None,
+    *,
+    calibration: Windows | None,
+    heldout: Windows,
+    walk: Walk,
+    evaluation_chunk: int,
+    rate: float | int,
+    base: int,
+) -> Estimate:
+    """Of compressing by `method` and evaluating the result; of evaluating alone where it is None.
+
+    rate: floating-point operations per second of products. base: bytes of the process before any
+    work (`hardware.process_memory`). Raises ValueError for weights that the method cannot take.
+    """
+    parameters = sum(math.prod(shape) for shape in shapes(config).values())
+    tensors: dict[str, Any] = {}
+    phases: dict[str, _Phase] = {}
+    if method is not None:
+        tensors = programs.compressed_shapes(config, method)
+        phases["compress"] = _compress(config, method, calibration, walk)
+    phases["evaluate"] = _evaluate(config, method, heldout, evaluation_chunk)
+    memory, kept = {}, 0
+    for name, phase in phases.items():
+        memory[name] = base + kept + phase.memory
+        kept += phase.kept
+    operations = {k: w.operations for p in phases.values() for k, w in p.parts.items()}
+    seconds = {"start": STARTING}
+    for name, phase in phases.items():
+        passes = 2 if name == "compress" else 1  # over the parameters: read, and written
+        seconds[name] = _seconds(phase, rate) + passes * HANDLING * parameters
+    return Estimate(
+        parameters=parameters,
+        operations=operations,
+        memory=memory,
+        seconds=seconds,
+        disk=0 if method is None else checkpoint_bytes(config, tensors, walk),
+    )
+
+
+def checkpoint_bytes(config: DecoderConfig, tensors: dict[str, Any], walk: Walk) -> int:
+    """On disk: every tensor, what describes it, the tokenizer."""
+    everything = shapes(config)
+    blocks = config.layers * sum(size(tensor) for tensor in tensors.values())
+    # As the source has it may be wider than it is: float32 is the widest that a source gives.
+    width = jnp.dtype(walk.dense_dtype or "float32").itemsize
+    rest = sum(math.prod(s) for name, s in everything.items() if _path(name) not in tensors)
+    return blocks + width * rest + NOTE * len(everything) + TOKEN * config.vocabulary
+
+
+def _path(name: str) -> str:
+    """A tensor's module path within its block: "blocks.3.mlp.up.weight" is of "mlp.up"."""
+    return name.split(".", 2)[-1].removesuffix(".weight") if name.startswith("blocks.") else name
+
+
+def _seconds(phase: _Phase, rate: float | int) -> float:
+    total = sum(phase.parts.values(), Work())
+    return OVERHEAD * (total.products + BYTE * total.moved) / rate + COMPILING * phase.equations
+
+
+def _compress(
+    config: DecoderConfig, method: LayerwiseMethod, calibration: Windows | None, walk: Walk
+) -> _Phase:
+    windows, context = (0, 0) if method.observe is None else calibration or (0, 0)
+    chunk = min(walk.chunk, windows)
+    copies = windows / chunk if windows else 0.0
+    resident = _arrays(_block(config)[1], 2)  # the next block is read ahead
+    embed = 4 * config.vocabulary * config.hidden
+    flow = programs.flow_shapes(config, chunk, context)
+    forward, statistics, solve = Work(), Work(), Work()
+    moments = [[Held(READING, embed)]] if windows else []
+    for stage, site in enumerate([*Block.sites, None]):
+        if windows:
+            before = flow
+            found, flow = _stage(config, stage, chunk, context, before.activation.shape[-1])
+            forward += found
+            # Chunks pass one by one: there are never more than all the old or all the new.
+            chunks = _arrays(max(before, flow, key=size), copies)
+            moments.append(resident + chunks + [Held(CALLS, found.temporaries)])
+        if site is not None:
+            seen, solved, needed = _site(config, site, method, flow if windows else None)
+            statistics, solve = statistics + seen, solve + solved
+            moments.append(resident + _arrays(flow, copies) + needed)
+    moments.append(resident + _arrays(flow, copies) + [Held(WRITING, embed)])
+    steps = config.layers * copies
+    parts = {"forward": forward.times(steps), "statistics": statistics.times(steps)}
+    parts = (parts if windows else {}) | {"solve": solve.times(config.layers)}
+    kept = KEPT * max(map(_small, moments)) if jax.default_backend() == "cpu" else 0.0
+    most = max(*map(_total, moments), kept)
+    equations = forward.equations + statistics.equations + solve.equations
+    return _Phase(parts, equations, int(most), int(kept))
+
+
+def _site(
+    config: DecoderConfig, site: Site, method: LayerwiseMethod, flow: Flow | None
+) -> tuple[Work, Work, list[Held]]:
+    """Work of a site's statistics, over one chunk, and of its solve; what the two hold."""
+    w, stats, _ = programs.site_shapes(config, site, method)
+    observe = functools.partial(programs.observe, method=method)
+    seen = Work() if flow is None else work(observe, stats, flow.activation)
+    solved = _solve(config, site, method)
+    pieces = _arrays(w, 2)  # each reader's own, and all as one matrix
+    passing = Held(1, max(seen.temporaries, solved.temporaries))
+    return seen, solved, [*_arrays(stats), *pieces, passing]
+
+
+# Kept from one estimate to the next: those that a refusal tries differ in few of these.
+@functools.cache
+def _solve(config: DecoderConfig, site: Site, method: LayerwiseMethod) -> Work:
+    shapes = programs.site_shapes(config, site, method)
+    return work(functools.partial(programs.solve, method=method), *shapes)
+
+
+@functools.cache
+def _block(config: DecoderConfig) -> tuple[Any, Any]:
+    return programs.split(lambda: Block(config, 0, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def _stage(
+    config: DecoderConfig, stage: int, chunk: int, context: int, width: int
+) -> tuple[Work, Flow]:
+    """Work of a stage over one chunk whose activation is `width` wide, and the chunk after it."""
+    graph, state = _block(config)
+    flow = programs.flow_shapes(config, chunk, context, width)
+    run = functools.partial(programs.run_stage, graph, stage=stage)
+    return work(run, state, flow), jax.eval_shape(run, state, flow)
+
+
+@functools.cache
+def _evaluation(
+    config: DecoderConfig, method: LayerwiseMethod | None, chunk: int, context: int
+) -> tuple[Work, Work, int]:
+    """Work of a block and of the losses over one chunk, and the bytes of a block."""
+    tensors = {} if method is None else programs.compressed_shapes(config, method)
+    x = programs.flow_shapes(config, chunk, context).residual
+    positions = jax.ShapeDtypeStruct((1, context), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((chunk, context), jnp.int32)
+    graph, state = programs.split(
+        lambda: programs.quantized(Block(config, 0, rngs=nnx.Rngs(0)), tensors)
+    )
+    block = work(functools.partial(programs.run_block, graph), state, x, positions)
+    last, head = programs.split(lambda: programs.last(config))
+    losses = work(functools.partial(perplexity._window_losses, last), head, x, tokens)
+    return block, losses, size(state)
+
+
+def _evaluate(
+    config: DecoderConfig, method: LayerwiseMethod | None, heldout: Windows, chunk: int
+) -> _Phase:
+    (windows, context), chunk = heldout, min(chunk, heldout[0])
+    block, losses, weights = _evaluation(config, method, chunk, context)
+    embed = 4 * config.vocabulary * config.hidden
+    beside = embed + 4 * windows * context * (config.hidden + 1)  # activations and tokens
+    own = 0 if config.tied_embeddings else embed  # the head's
+    memory = max(
+        READING * embed,
+        beside + 2 * weights + CALLS * block.temporaries,
+        beside + READING * own,
+        beside + own + CALLS * losses.temporaries,
+    )
+    steps = windows / chunk
+    total = block.times(config.layers * steps) + losses.times(steps)
+    return _Phase({"evaluate": total}, total.equations, int(memory), 0)
+
+
+def _arrays(tree: Any, copies: float | int = 1) -> list[Held]:
+    return [Held(copies, size(leaf)) for leaf in jax.tree.leaves(tree)]
+
+
+def _total(moment: list[Held]) -> float:
+    return float(sum(held.copies * held.bytes for held in moment))
+
+
+def _small(moment: list[Held]) -> float:
+    return _total([held for held in moment if held.bytes < LARGE])

@@ -1,0 +1,74 @@
+"""What a run would take, worked out from its configuration before it begins: the real run refuses
+what will not fit, a dry run shows it.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from experiments import hardware, streaming
+from experiments.checkpoints.sources import Source
+from experiments.data.windows import Windows
+from experiments.entry import build, resolved
+from experiments.estimate import Estimate, estimate
+from experiments.progress import console
+
+
+class Plan(NamedTuple):
+    """A run's parts, opened but not loaded, and what they will take."""
+
+    source: Source
+    method: Any  # LayerwiseMethod | None: None evaluates only
+    windows: Windows
+    walk: streaming.Walk
+    estimate: Estimate
+    settings: dict[str, Any]  # the arguments of `estimate`
+    hardware: hardware.Hardware
+
+    def require(self, folder: Path) -> None:
+        """Refuse a run that memory or disk will not hold; raises UserError with the numbers."""
+        others = hardware.smaller(self.source.config, self.method, **self.settings)
+        memory = self.hardware.assumed_memory()
+        hardware.require(self.estimate, memory=memory, folder=folder, alternatives=others)
+        disk = f", {hardware.gigabytes(self.estimate.disk)} of disk" if self.estimate.disk else ""
+        console.print(
+            f"about {hardware.duration(self.estimate.total_seconds)}, "
+            f"{hardware.gigabytes(self.estimate.peak)} of memory{disk}: {folder}",
+            soft_wrap=True,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For the record: what was expected, beside what came."""
+        found = self.estimate
+        return {
+            "memory": found.memory,
+            "seconds": found.seconds,
+            "operations": found.operations,
+            "disk": found.disk,
+        }
+
+
+def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
+    """Open what the configuration names and estimate; raises UserError for what cannot be run."""
+    plain = resolved(config)
+    method = build(config, "algorithm") if compressing else None
+    walk = streaming.Walk(**plain["walk"]) if compressing else streaming.Walk()
+    windows = build(config, "data").windows(
+        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
+        seed=plain["seeds"]["data"],
+    )  # fmt: skip
+    if method is not None:
+        streaming.check_shapes(source, method)
+    machine = hardware.Hardware(**plain["hardware"])
+    calibration, heldout = windows.calibration.shape, windows.heldout.shape
+    settings: dict[str, Any] = dict(
+        calibration=calibration if compressing else None,
+        heldout=heldout,
+        walk=walk,
+        evaluation_chunk=plain["evaluation"]["chunk"],
+        rate=machine.assumed_rate(),
+        base=hardware.process_memory(),
+    )
+    found = estimate(source.config, method, **settings)
+    return Plan(source, method, windows, walk, found, settings, machine)
