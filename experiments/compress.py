@@ -11,6 +11,7 @@ from experiments.checkpoints.planish import DESCRIPTION, Checkpoint, CheckpointW
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
 from experiments.entry import build, entry_point, resolved
+from experiments.errors import UserError
 from experiments.evaluation.footprint import bytes_on_disk, footprint
 from experiments.progress import console
 from experiments.report import table
@@ -61,6 +62,11 @@ def _compress(
     """The checkpoint in the run's folder, from wherever an earlier attempt left it."""
     source, known = plan.source, _known(run)
     if (run.folder / "checkpoint" / DESCRIPTION).is_file():
+        if missing := set(range(source.config.layers)) - set(known):
+            raise UserError(
+                f"{run.journal.path} lacks block {min(missing)} of the finished checkpoint beside "
+                "it: restore it, or remove the run's folder to begin anew."
+            )
         layers = [known[layer] for layer in range(source.config.layers)]
         run.recorder.seconds["compress"] = sum(sum(layer.seconds.values()) for layer in layers)
         return layers

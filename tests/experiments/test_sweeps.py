@@ -59,7 +59,6 @@ def test_every_launcher_gives_the_same_outputs(tmp_path, launcher):
     # a Slurm cluster takes hydra/launcher=submitit_slurm; without one its local twin runs jobs
     settings = [f"hydra/launcher={launcher}"]
     settings += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    settings += ["hydra.launcher.ray.init.num_cpus=2"] if launcher == "ray" else []
     done = multirun(tmp_path, *settings, runs="launched")
     assert done.returncode == 1 and "2 of 4 jobs finished" in done.stderr, done.stderr
     multirun(tmp_path)
