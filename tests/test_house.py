@@ -14,6 +14,7 @@ from algorithms.numerics import IntegerGrid
 from algorithms.quantization.gptq import GPTQConfig
 from experiments import survey
 from experiments.entry import CONF
+from experiments.hardware import Hardware
 from experiments.streaming import Walk
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +59,29 @@ def test_every_algorithm_instantiates_with_its_own_defaults(name):
     assert written == dataclasses.asdict(DEFAULTS[name]())
 
 
-def test_the_walk_is_configured_with_its_own_defaults():
-    assert OmegaConf.to_container(compose("compress").walk) == dataclasses.asdict(Walk())
+def test_settings_without_a_target_are_their_dataclasses_defaults():
+    config = compose("compress")
+    for node, defaults in ((config.walk, Walk()), (config.hardware, Hardware())):
+        assert OmegaConf.to_container(node) == dataclasses.asdict(defaults)
+
+
+def test_evaluation_is_configured_with_its_own_defaults():
+    node = compose("compress").evaluation
+    parameters = inspect.signature(hydra.utils.get_object(node._target_)).parameters
+    for key, value in node.items():
+        assert key.startswith("_") or parameters[key].default == value, key
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(CONF, "data").glob("*.yaml")))
+def test_data_are_configured_with_their_own_defaults(name):
+    """Where a corpus has a default, its YAML says the same, unless the protocol is another."""
+    node = compose("compress", [f"data={name}"]).data
+    fields = dataclasses.fields(hydra.utils.get_object(node._target_))
+    own = {field.name: field.default for field in fields}
+    assert {key for key in node if key != "_target_"} <= set(own)
+    if name != "wikitext2":
+        for key in ("context", "calibration", "heldout", "draw"):
+            assert node[key] == own[key], key
 
 
 def test_no_document_is_stale():
