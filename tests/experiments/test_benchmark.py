@@ -6,6 +6,7 @@ from experiments.checkpoints.sources import open_source
 from experiments.entry import CONF
 from experiments.errors import UserError
 from experiments.evaluation import floor
+from experiments.measurements.interruptions import _require_equal, interruptions
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
@@ -34,8 +35,9 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     own = ["algorithm=rtn", "algorithm.group_size=32", *base[2:]]
     settings = ",".join(f"'{override}'" for override in own)
     overrides = [*base[:2], "what=[memory]", "depths=[1,2]", f"memory=[{settings}]"]
+    overrides += [f"runs={tmp_path / 'runs'}"]
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        record = benchmark.run(hydra.compose("benchmark", overrides), tmp_path / "run")
+        record = benchmark.run(hydra.compose("benchmark", overrides)).record
     rows = record["results"]["memory"]
     assert [row["blocks"] for row in rows] == [1, 2]
     assert all(row["peak_memory"] > 1e7 for row in rows)
@@ -45,4 +47,21 @@ def test_an_unknown_measurement_is_refused(tmp_path):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("benchmark", ["what=[speed]", *tiny.overrides(tmp_path)[:2]])
     with pytest.raises(UserError, match="choose from gptq, perplexity, memory"):
-        benchmark.run(config, tmp_path / "run")
+        benchmark.run(config)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_kills_end_with_equal_bytes(tmp_path):
+    base = tiny.overrides(tmp_path)
+    settings = ["algorithm=gptq", "algorithm.group_size=32", *base]
+    plain = {"interrupted": settings, "kills": 2, "seed": 0}
+    found = interruptions(plain, tmp_path / "kills")
+    assert found["kills"] == len(found["kill_seconds"]) == 2 and found["bytes_equal"]
+    assert sum(one["kills"] for one in found["rounds"]) == 2
+
+
+def test_other_bytes_are_an_error(tmp_path):
+    _require_equal({"a": "1"}, {"a": "1"}, tmp_path)
+    for found in ({"a": "2"}, {}, {"a": "1", "b": "1"}):
+        with pytest.raises(UserError, match="was killed and ended with other bytes in [ab]"):
+            _require_equal(found, {"a": "1"}, tmp_path)
