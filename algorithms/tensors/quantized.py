@@ -1,29 +1,17 @@
-"""Compressed weights: pytrees that know their dense form and what they cost to store."""
+"""Codes on a grid, with a scale for each group."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
+from algorithms.tensors.base import CompressedTensor
 from kernels import packing
-
-
-class CompressedTensor(Protocol):
-    """What a method's `compress` returns: a weight W [o, i] in some other form."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-    def dequantize(self, dtype: DTypeLike | None = None) -> Float[Array, "o i"]: ...
-
-    def storage_bits(self) -> int: ...
-
-    def split(self, rows: Sequence[int]) -> "Sequence[CompressedTensor]": ...
 
 
 @functools.partial(
@@ -32,7 +20,7 @@ class CompressedTensor(Protocol):
     meta_fields=("bits", "columns"),
 )
 @dataclasses.dataclass(frozen=True)
-class QuantizedTensor:
+class QuantizedTensor(CompressedTensor):
     """W[o, i] = scale (code - zero) with unsigned codes of `bits` bits, packed along i.
 
     Each row has scale.shape[1] groups of consecutive columns; `zero=None` means 2^(bits-1). Leading
@@ -94,11 +82,6 @@ class QuantizedTensor:
         zero = self.zero_point().astype(wide)[..., None]
         w = (codes - zero) * self.scale.astype(wide)[..., None]
         return w.reshape(self.shape).astype(dtype or wide)
-
-    def storage_bits(self) -> int:
-        """Every bit that is stored: padded codes, scales and zero points."""
-        parts = (self.packed, self.scale, self.zero)
-        return sum(8 * part.nbytes for part in parts if part is not None)
 
     def split(self, rows: Sequence[int]) -> "list[QuantizedTensor]":
         """Consecutive pieces of the given numbers of rows."""

@@ -1,0 +1,42 @@
+"""What every compressed weight can do."""
+
+import abc
+from collections.abc import Sequence
+from typing import Self
+
+import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class CompressedTensor(abc.ABC):
+    """A weight W [o, i] in some other form: what a method's `compress` returns.
+
+    A frozen dataclass, registered as a pytree: its data fields are arrays, None or other compressed
+    tensors; its meta fields are numbers, strings, tuples of them, or frozen dataclasses of such.
+    Both are all that a checkpoint keeps.
+    """
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(o, i) of the dense form."""
+
+    @abc.abstractmethod
+    def dequantize(self, dtype: DTypeLike | None = None) -> Float[Array, "o i"]:
+        """The dense weight, computed in float32 or wider, then cast."""
+
+    @abc.abstractmethod
+    def split(self, rows: Sequence[int]) -> Sequence[Self]:
+        """Consecutive pieces of the given numbers of rows, each complete in itself."""
+
+    def validate(self) -> None:  # noqa: B027: a form with nothing to check may leave it
+        """Raise ValueError unless the parts fit together."""
+
+    def storage_bits(self) -> int:
+        """Every bit that is stored, padding included."""
+        return sum(8 * leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def matmul(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
+        """x Wᵀ in x's dtype, computed on the compressed form."""
+        return x @ self.dequantize(x.dtype).T
