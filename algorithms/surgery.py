@@ -7,11 +7,12 @@ W [out, in], as papers do.
 import functools
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from algorithms.modules import QuantizedLinear
-from algorithms.tensors import QuantizedTensor
+from algorithms.modules import CompressedLinear
+from algorithms.tensors import CompressedTensor
 
 
 def find(root: nnx.Module, path: str) -> nnx.Module:
@@ -57,11 +58,37 @@ def set_weight(linear: nnx.Linear, w: Float[Array, "o i"]) -> None:
     linear.kernel.set_value(w.T)
 
 
-def quantize_linear(root: nnx.Module, path: str, tensor: QuantizedTensor) -> None:
+def compress_linear(root: nnx.Module, path: str, tensor: CompressedTensor) -> None:
     """Replace the linear layer at `path` by one that computes on `tensor`, its bias kept."""
     linear = linear_at(root, path)
     expected = (linear.out_features, linear.in_features)
     if tensor.shape != expected:
         raise ValueError(f"tensor.shape={tensor.shape} does not fit {path} of {expected}.")
     bias = None if linear.bias is None else linear.bias[...]
-    replace(root, path, QuantizedLinear(tensor, bias))
+    replace(root, path, CompressedLinear(tensor, bias))
+
+
+def absorb_scale(block: nnx.Module, site: Any, scale: Float[Array, " i"]) -> None:
+    """Divide a site's activation by `scale` in its producer, and multiply its readers by it.
+
+    Where the producer has fewer channels than the activation (key-value heads that serve several
+    query heads), the channels that share one take the geometric mean of their scales.
+    """
+    producer: Any = find(block, site.producer)
+    if site.per_head:
+        attention: Any = find(block, site.producer.rpartition(".")[0])
+        heads = attention.kv_heads, -1, attention.head_size
+        own = jnp.exp(jnp.log(scale).reshape(heads).mean(1, keepdims=True))
+        scale = jnp.broadcast_to(own, scale.reshape(heads).shape).reshape(-1)
+        own = own.reshape(-1)
+    else:
+        own = scale
+    for path in site.readers:
+        linear = linear_at(block, path)
+        set_weight(linear, get_weight(linear) * scale[None])
+    if isinstance(producer, nnx.Linear):
+        set_weight(producer, get_weight(producer) / own[:, None])
+        if producer.bias is not None:
+            producer.bias.set_value(producer.bias[...] / own)
+    else:
+        producer.scale.set_value(producer.scale[...] / own)

@@ -170,14 +170,24 @@ def header(metric: str) -> list[str]:
 FOOTNOTE = (
     "intervals: Student's t over seeds where there are two or more, else over held-out windows; "
     "Δ: paired over the same to the float model or the reference named, nats per token where it is "
-    "of the loss; p: of no difference, adjusted for all rows."
+    "of the loss; p: of no difference, adjusted for all rows; seconds to compress and GB of peak "
+    "memory are of the first seed."
 )
 
 
 def markdown(rows: Sequence[Row], metric: str = PERPLEXITY) -> str:
-    """For a document."""
-    table = grid([header(metric), *(cells(row, metric) for row in rows)])
-    return f"{table}\n\n{FOOTNOTE}\n"
+    """For a document, with what each run cost: seconds to compress, and peak memory."""
+    lines = [[*header(metric), "seconds", "GB"]]
+    lines += [[*cells(row, metric), *_cost(row.experiment.records[0])] for row in rows]
+    return f"{grid(lines)}\n\n{FOOTNOTE}\n"
+
+
+def _cost(record: Record) -> list[str]:
+    seconds, memory = record["seconds"].get("compress"), record.get("peak_memory")
+    return [
+        "–" if seconds is None else f"{seconds:.0f}",
+        "–" if memory is None else f"{memory / 1e9:.2f}",
+    ]
 
 
 def _figures(value: float) -> str:

@@ -14,6 +14,7 @@ from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
 from experiments.evaluation.footprint import bytes_on_disk, footprint
 from experiments.progress import console
+from experiments.recipes import steps
 from experiments.report import table
 from experiments.runs import run as runs
 
@@ -37,7 +38,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
     with runs.begin(at) as run:
         notes = {
             "identity": at.identity,
-            "recipe": [plain["algorithm"]],
+            "recipe": steps(plain),
             "source": model_facts(source),
             "calibration": {"name": windows.name, "digest": windows.digest},
         }
@@ -70,6 +71,7 @@ def _compress(
         layers = [known[layer] for layer in range(source.config.layers)]
         run.recorder.seconds["compress"] = sum(sum(layer.seconds.values()) for layer in layers)
         return layers
+    assert plan.recipe is not None
     writer = CheckpointWriter(run.folder / "checkpoint", check=run.claim.check)
     for part in writer.damaged:
         run.warn(f"{part} in {writer.partial} was damaged: it is compressed again.")
@@ -85,7 +87,7 @@ def _compress(
 
     with run.recorder.phase("compress"):
         layers = streaming.compress_model(
-            source, writer, plan.method, plan.windows.calibration, plan.walk,
+            source, writer, plan.recipe, plan.windows.calibration, plan.walk,
             seed=seed, known=known, report=report,
         )  # fmt: skip
         writer.finish(source.config, source.tokenizer(), notes)

@@ -123,7 +123,17 @@ def _unknown_key(name: str, error: Exception, job: Sequence[str]) -> UserError:
     keys = list(_dotted(OmegaConf.to_container(known, resolve=False)))
     loader = GlobalHydra.instance().config_loader()
     keys += [str(group) for group in loader.list_groups("") if group != "hydra"]
+    if "." in key and (deeper := _deeper(key, keys)):
+        return UserError(f"{name} has no setting {key}; did you mean {deeper[0]}?")
     return UserError(f"{name} has no setting {key}{did_you_mean(key, keys)}")
+
+
+def _deeper(key: str, keys: Iterable[str]) -> list[str]:
+    """Settings of the same root whose last word is near: "algorithm.bits" lies a level deeper."""
+    root, last = key.partition(".")[0], key.rpartition(".")[2]
+    within = [k for k in keys if k.startswith(f"{root}.")]
+    near = difflib.get_close_matches(last, {k.rpartition(".")[2] for k in within}, n=1, cutoff=0.7)
+    return [k for k in within if k.rpartition(".")[2] in near][:1]
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
@@ -165,7 +175,9 @@ def origins(config: DictConfig, job: DictConfig) -> dict[str, str]:
 
 
 def _file_of(key: str, job: DictConfig, choices: Mapping[str, str], folders: Sequence[Path]) -> str:
-    group = key.split(".")[0]
+    parts = key.split(".")
+    above = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]  # groups lie within groups
+    group = next((name for name in above if name in choices), parts[0])
     candidates = [f"{EXPERIMENT}/{choices[EXPERIMENT]}"] if EXPERIMENT in choices else []
     candidates += [job.job.config_name, "common/run"]
     for name in candidates:

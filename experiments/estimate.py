@@ -8,20 +8,22 @@ at the machine's product rate. The constants were measured with SmolLM2-135M on 
 
 import functools
 import math
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from algorithms.layerwise import LayerwiseMethod
+from algorithms.blockwise import BlockwiseMethod
 from experiments import programs
 from experiments.checkpoints.sources import shapes
 from experiments.evaluation import perplexity
 from experiments.operations import Work, size, work
+from experiments.recipes import ENDS, Recipe
 from experiments.streaming import Walk
 from models.decoder import Block, DecoderConfig, Flow
-from models.sites import Site
 
 # Copies of a dense tensor, as float32, while it is read: the file's own, dequantized, placed; and
 # while it is cast and checked to be written. Measured: 312 and 200 MB for an embedding of 113 MB.
@@ -85,7 +87,7 @@ type Windows = tuple[int, int]  # how many, and tokens of each
 
 def estimate(
     config: DecoderConfig,
-    method: LayerwiseMethod | None,
+    recipe: Recipe | None,
     *,
     calibration: Windows | None,
     heldout: Windows,
@@ -94,18 +96,18 @@ def estimate(
     rate: float | int,
     base: int,
 ) -> Estimate:
-    """Of compressing by `method` and evaluating the result; of evaluating alone where it is None.
+    """Of compressing by `recipe` and evaluating the result; of evaluating alone where it is None.
 
     rate: floating-point operations per second of products. base: bytes of the process before any
     work (`hardware.process_memory`). Raises ValueError for weights that the method cannot take.
     """
     parameters = sum(math.prod(shape) for shape in shapes(config).values())
-    tensors: dict[str, Any] = {}
+    kinds = {} if recipe is None else _kinds(config, recipe)
     phases: dict[str, _Phase] = {}
-    if method is not None:
-        tensors = programs.compressed_shapes(config, method)
-        phases["compress"] = _compress(config, method, calibration, walk)
-    phases["evaluate"] = _evaluate(config, method, heldout, evaluation_chunk)
+    if recipe is not None:
+        phases["compress"] = _compress(config, recipe, kinds, calibration, walk)
+    commonest = max(kinds, key=lambda kind: kinds[kind], default=())
+    phases["evaluate"] = _evaluate(config, commonest, heldout, evaluation_chunk)
     memory, kept = {}, 0
     for name, phase in phases.items():
         memory[name] = base + kept + phase.memory
@@ -120,23 +122,55 @@ def estimate(
         operations=operations,
         memory=memory,
         seconds=seconds,
-        disk=0 if method is None else checkpoint_bytes(config, tensors, walk),
+        disk=0 if recipe is None else checkpoint_bytes(config, recipe, kinds, walk),
     )
 
 
-def checkpoint_bytes(config: DecoderConfig, tensors: dict[str, Any], walk: Walk) -> int:
+type Kind = tuple[tuple[str, Any], ...]  # a block's methods by path
+
+
+def _kinds(config: DecoderConfig, recipe: Recipe) -> dict[Kind, int]:
+    """The different blocks that a recipe makes, and how many of each."""
+    return Counter(tuple(recipe.block(layer).items()) for layer in range(config.layers))
+
+
+@functools.cache
+def _tensors(config: DecoderConfig, kind: Kind) -> dict[str, Any]:
+    return programs.compressed_shapes(config, dict(kind))
+
+
+def checkpoint_bytes(
+    config: DecoderConfig, recipe: Recipe, kinds: Mapping[Kind, int], walk: Walk
+) -> int:
     """On disk: every tensor, what describes it, the tokenizer."""
-    everything = shapes(config)
-    blocks = config.layers * sum(size(tensor) for tensor in tensors.values())
     # As the source has it may be wider than it is: float32 is the widest that a source gives.
     width = jnp.dtype(walk.dense_dtype or "float32").itemsize
-    rest = sum(math.prod(s) for name, s in everything.items() if _path(name) not in tensors)
-    return blocks + width * rest + NOTE * len(everything) + TOKEN * config.vocabulary
+    everything = shapes(config)
+    inside = {n: s for n, s in everything.items() if n.startswith("blocks.0.")}
+    total = sum(_end_bytes(recipe, n, s, width) for n, s in everything.items()
+                if not n.startswith("blocks."))  # fmt: skip
+    for kind, count in kinds.items():
+        tensors = _tensors(config, kind)
+        dense = [s for n, s in inside.items() if _path(n) not in tensors]
+        packed = sum(size(tensor) for tensor in tensors.values())
+        total += count * (packed + width * sum(map(math.prod, dense)))
+    return total + NOTE * len(everything) + TOKEN * config.vocabulary
+
+
+def _end_bytes(recipe: Recipe, name: str, shape: tuple[int, ...], width: int) -> int:
+    """Of a tensor outside the blocks, which only a rule compresses."""
+    path = name.removesuffix(".weight")
+    method = recipe.method(path) if path in ENDS else None
+    if method is None:
+        return width * math.prod(shape)
+    w = jax.ShapeDtypeStruct(shape, jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0)) if getattr(method, "seeded", False) else None
+    return size(jax.eval_shape(functools.partial(programs.compress, method=method), w, None, key))
 
 
 def _path(name: str) -> str:
     """A tensor's module path within its block: "blocks.3.mlp.up.weight" is of "mlp.up"."""
-    return name.split(".", 2)[-1].removesuffix(".weight") if name.startswith("blocks.") else name
+    return name.split(".", 2)[-1].removesuffix(".weight")
 
 
 def _seconds(phase: _Phase, rate: float | int) -> float:
@@ -145,46 +179,81 @@ def _seconds(phase: _Phase, rate: float | int) -> float:
 
 
 def _compress(
-    config: DecoderConfig, method: LayerwiseMethod, calibration: Windows | None, walk: Walk
+    config: DecoderConfig,
+    recipe: Recipe,
+    kinds: Mapping[Kind, int],
+    calibration: Windows | None,
+    walk: Walk,
 ) -> _Phase:
-    windows, context = (0, 0) if method.observe is None else calibration or (0, 0)
+    windows, context = (calibration or (0, 0)) if recipe.needs_data(config) else (0, 0)
     chunk = min(walk.chunk, windows)
     copies = windows / chunk if windows else 0.0
-    resident = _arrays(_block(config)[1], 2)  # the next block is read ahead
     embed = 4 * config.vocabulary * config.hidden
-    flow = programs.flow_shapes(config, chunk, context)
-    forward, statistics, solve = Work(), Work(), Work()
-    moments = [[Held(READING, embed)]] if windows else []
-    for stage, site in enumerate([*Block.sites, None]):
-        if windows:
-            before = flow
-            found, flow = _stage(config, stage, chunk, context, before.activation.shape[-1])
-            forward += found
-            # Chunks pass one by one: there are never more than all the old or all the new.
-            chunks = _arrays(max(before, flow, key=size), copies)
-            moments.append(resident + chunks + [Held(CALLS, found.temporaries)])
-        if site is not None:
-            seen, solved, needed = _site(config, site, method, flow if windows else None)
-            statistics, solve = statistics + seen, solve + solved
-            moments.append(resident + _arrays(flow, copies) + needed)
+    resident = _arrays(_block(config)[1], 2)  # the next block is read ahead
+    entry = programs.flow_shapes(config, chunk, context)
+    streams = int(recipe.transform is not None) + 2 * int(recipe.learns)  # beside the walk's own
+    resident += _arrays(entry, streams * copies)
+    forward, moments = Work(), [[Held(READING, embed)]] if windows else []
+    flows, flow = [], entry
+    for stage in range(len(Block.sites) + 1 if windows else 0):
+        before = flow
+        found, flow = _stage(config, stage, chunk, context, before.activation.shape[-1])
+        forward += found
+        flows.append(flow)
+        # Chunks pass one by one: there are never more than all the old or all the new.
+        chunks = _arrays(max(before, flow, key=size), copies)
+        moments.append(resident + chunks + [Held(CALLS, found.temporaries)])
+    parts = {"forward": forward.times((1 + streams) * config.layers * copies)} if windows else {}
+    equations = forward.equations
+    for kind, count in kinds.items():
+        sites, more = _sites(config, kind, flows, copies)
+        moments += [resident + moment for moment in more]
+        for part, found in sites.items():
+            parts[part] = parts.get(part, Work()) + found.times(count)
+            equations += found.equations
+        parts["solve"] = parts["solve"] + _learning(dict(kind), forward, chunk).times(count)
     moments.append(resident + _arrays(flow, copies) + [Held(WRITING, embed)])
-    steps = config.layers * copies
-    parts = {"forward": forward.times(steps), "statistics": statistics.times(steps)}
-    parts = (parts if windows else {}) | {"solve": solve.times(config.layers)}
+    if not windows:
+        parts.pop("statistics", None)
     kept = KEPT * max(map(_small, moments)) if jax.default_backend() == "cpu" else 0.0
     most = max(*map(_total, moments), kept)
-    equations = forward.equations + statistics.equations + solve.equations
     return _Phase(parts, equations, int(most), int(kept))
 
 
-def _site(
-    config: DecoderConfig, site: Site, method: LayerwiseMethod, flow: Flow | None
+def _learning(methods: Mapping[str, Any], forward: Work, chunk: int) -> Work:
+    """Of a learned method's steps: a gradient takes twice a forward pass, beside the pass."""
+    learned = [m for m in methods.values() if isinstance(m, BlockwiseMethod)]
+    if not learned:
+        return Work()
+    return forward.times(3 * learned[0].steps * learned[0].batch / chunk)
+
+
+def _sites(
+    config: DecoderConfig, kind: Kind, flows: list[Flow], copies: float
+) -> tuple[dict[str, Work], list[list[Held]]]:
+    """Work of one block's statistics, over all chunks, and of its solves; what they hold."""
+    sites = [site.name for site in Block.sites]
+    parts, moments = {"statistics": Work(), "solve": Work()}, []
+    for group in programs.groups(config, dict(kind)):
+        flow = flows[sites.index(group.site.name)] if flows else None
+        seen, solved, needed = _group(config, group, flow)
+        parts["statistics"] += seen.times(copies)
+        parts["solve"] += solved
+        moments.append([*([] if flow is None else _arrays(flow, copies)), *needed])
+    return parts, moments
+
+
+def _group(
+    config: DecoderConfig, group: programs.Solved, flow: Flow | None
 ) -> tuple[Work, Work, list[Held]]:
     """Work of a site's statistics, over one chunk, and of its solve; what the two hold."""
-    w, stats, _ = programs.site_shapes(config, site, method)
-    observe = functools.partial(programs.observe, method=method)
-    seen = Work() if flow is None else work(observe, stats, flow.activation)
-    solved = _solve(config, site, method)
+    w, stats, _ = programs.site_shapes(config, group)
+    seen = Work()
+    if flow is not None and programs.observes(group.method):
+        seen = work(
+            functools.partial(programs.observe, method=group.method), stats, flow.activation
+        )
+    solved = _solve(config, group)
     pieces = _arrays(w, 2)  # each reader's own, and all as one matrix
     passing = Held(1, max(seen.temporaries, solved.temporaries))
     return seen, solved, [*_arrays(stats), *pieces, passing]
@@ -192,9 +261,9 @@ def _site(
 
 # Kept from one estimate to the next: those that a refusal tries differ in few of these.
 @functools.cache
-def _solve(config: DecoderConfig, site: Site, method: LayerwiseMethod) -> Work:
-    shapes = programs.site_shapes(config, site, method)
-    return work(functools.partial(programs.solve, method=method), *shapes)
+def _solve(config: DecoderConfig, group: programs.Solved) -> Work:
+    shapes = programs.site_shapes(config, group)
+    return work(functools.partial(programs.solve, method=group.method), *shapes)
 
 
 @functools.cache
@@ -215,10 +284,10 @@ def _stage(
 
 @functools.cache
 def _evaluation(
-    config: DecoderConfig, method: LayerwiseMethod | None, chunk: int, context: int
+    config: DecoderConfig, kind: Kind, chunk: int, context: int
 ) -> tuple[Work, Work, int]:
     """Work of a block and of the losses over one chunk, and the bytes of a block."""
-    tensors = {} if method is None else programs.compressed_shapes(config, method)
+    tensors = _tensors(config, kind)
     x = programs.flow_shapes(config, chunk, context).residual
     positions = jax.ShapeDtypeStruct((1, context), jnp.int32)
     tokens = jax.ShapeDtypeStruct((chunk, context), jnp.int32)
@@ -231,11 +300,9 @@ def _evaluation(
     return block, losses, size(state)
 
 
-def _evaluate(
-    config: DecoderConfig, method: LayerwiseMethod | None, heldout: Windows, chunk: int
-) -> _Phase:
+def _evaluate(config: DecoderConfig, kind: Kind, heldout: Windows, chunk: int) -> _Phase:
     (windows, context), chunk = heldout, min(chunk, heldout[0])
-    block, losses, weights = _evaluation(config, method, chunk, context)
+    block, losses, weights = _evaluation(config, kind, chunk, context)
     embed = 4 * config.vocabulary * config.hidden
     beside = embed + 4 * windows * context * (config.hidden + 1)  # activations and tokens
     own = 0 if config.tied_embeddings else embed  # the head's

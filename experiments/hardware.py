@@ -84,7 +84,7 @@ def process_memory() -> int:
     return PROCESS if jax.default_backend() == "cpu" else 0
 
 
-def smaller(config: Any, method: Any, **settings: Any) -> Iterator[tuple[str, Estimate]]:
+def smaller(config: Any, recipe: Any, **settings: Any) -> Iterator[tuple[str, Estimate]]:
     """Settings that take less memory, each with its estimate: first those that change no result.
 
     settings: the arguments of `estimate`.
@@ -95,11 +95,11 @@ def smaller(config: Any, method: Any, **settings: Any) -> Iterator[tuple[str, Es
     def change(text: str, **values: Any) -> tuple[str, Estimate]:
         settings.update(values)
         changed[:] = [c for c in changed if c.split("=")[0] != text.split("=")[0]] + [text]
-        return " ".join(changed), estimate(config, method, **settings)
+        return " ".join(changed), estimate(config, recipe, **settings)
 
     if settings["evaluation_chunk"] > 1:
         yield change("evaluation.chunk=1", evaluation_chunk=1)
-    if method is not None and method.observe is not None:
+    if recipe is not None and recipe.needs_data(config):
         if walk.chunk > 1:
             yield change("walk.chunk=1", walk=dataclasses.replace(walk, chunk=1))
         windows, context = calibration

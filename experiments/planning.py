@@ -13,13 +13,15 @@ from experiments.data.windows import Windows
 from experiments.entry import build, resolved
 from experiments.estimate import Estimate, estimate
 from experiments.progress import console
+from experiments.recipe_builder import build_recipe
+from experiments.recipes import Recipe
 
 
 class Plan(NamedTuple):
     """A run's parts, opened but not loaded, and what they will take."""
 
     source: Source
-    method: Any  # LayerwiseMethod | None: None evaluates only
+    recipe: Recipe | None  # None evaluates only
     windows: Windows
     walk: streaming.Walk
     estimate: Estimate
@@ -28,7 +30,7 @@ class Plan(NamedTuple):
 
     def require(self, folder: Path) -> None:
         """Refuse a run that memory or disk will not hold; raises UserError with the numbers."""
-        others = hardware.smaller(self.source.config, self.method, **self.settings)
+        others = hardware.smaller(self.source.config, self.recipe, **self.settings)
         memory = self.hardware.assumed_memory()
         hardware.require(self.estimate, memory=memory, folder=folder, alternatives=others)
         disk = f", {hardware.gigabytes(self.estimate.disk)} of disk" if self.estimate.disk else ""
@@ -52,14 +54,16 @@ class Plan(NamedTuple):
 def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     """Open what the configuration names and estimate; raises UserError for what cannot be run."""
     plain = resolved(config)
-    method = build(config, "algorithm") if compressing else None
+    recipe = build_recipe(config, source.config) if compressing else None
     walk = streaming.Walk(**plain["walk"]) if compressing else streaming.Walk()
     windows = build(config, "data").windows(
         source.tokenizer(), source.config.vocabulary, longest=source.config.context,
         seed=plain["seeds"]["data"],
     )  # fmt: skip
-    if method is not None:
-        streaming.check_shapes(source, method)
+    if recipe is not None:
+        if recipe.rotation is not None:
+            source = recipe.rotation(source, windows.calibration)
+        streaming.check_shapes(source, recipe)
     machine = hardware.Hardware(**plain["hardware"])
     calibration, heldout = windows.calibration.shape, windows.heldout.shape
     settings: dict[str, Any] = dict(
@@ -70,5 +74,5 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
         rate=machine.assumed_rate(),
         base=hardware.process_memory(),
     )
-    found = estimate(source.config, method, **settings)
-    return Plan(source, method, windows, walk, found, settings, machine)
+    found = estimate(source.config, recipe, **settings)
+    return Plan(source, recipe, windows, walk, found, settings, machine)

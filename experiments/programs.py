@@ -5,16 +5,16 @@ do, for weights and activations of which only the shape is known.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from algorithms import surgery
-from algorithms.layerwise import LayerwiseMethod
-from algorithms.tensors import QuantizedTensor
+from algorithms.blockwise import BlockwiseMethod
+from algorithms.tensors import CompressedTensor
 from experiments.checkpoints.sources import shapes
 from models.decoder import Block, DecoderConfig, Flow
 from models.sites import Site
@@ -28,9 +28,9 @@ def split(build: Callable[[], nnx.Module]) -> tuple[Any, Any]:
 def quantized(block: Block, tensors: dict[str, Any]) -> Block:
     """The block as a checkpoint gives it: quantized layers compute on their codes."""
     for path, tensor in tensors.items():
-        if isinstance(tensor, QuantizedTensor):
+        if isinstance(tensor, CompressedTensor):
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tensor)
-            surgery.quantize_linear(block, path, zeros)
+            surgery.compress_linear(block, path, zeros)
     return block
 
 
@@ -64,54 +64,81 @@ def run_block(graph: Any, state: Any, x: Any, positions: Any) -> Any:
     return nnx.merge(graph, state)(x, jnp.broadcast_to(positions, x.shape[:2]))[0]
 
 
-def reader_rows(config: DecoderConfig, site: Site) -> list[int]:
-    """Outputs of each reader of a site."""
-    return [_shape(config, path)[0] for path in site.readers]
+class Solved(NamedTuple):
+    """Readers of a site that one method compresses as one matrix."""
+
+    site: Site
+    method: Any  # LayerwiseMethod or BlockwiseMethod
+    paths: tuple[str, ...]
+
+
+def groups(config: DecoderConfig, methods: Mapping[str, Any]) -> list[Solved]:
+    """A block's layers as the walk takes them; methods: by path within the block."""
+    found: list[Solved] = []
+    for site in Block.sites:
+        mine = [path for path in site.readers if methods.get(path) is not None]
+        for method in dict.fromkeys(methods[path] for path in mine):
+            found.append(Solved(site, method, tuple(p for p in mine if methods.get(p) is method)))
+    return found
+
+
+def _rows(config: DecoderConfig, group: Solved) -> list[int]:
+    return [_shape(config, path)[0] for path in group.paths]
 
 
 def _shape(config: DecoderConfig, path: str) -> tuple[int, ...]:
     return shapes(config)[f"blocks.0.{path}.weight"]
 
 
-def site_shapes(config: DecoderConfig, site: Site, method: LayerwiseMethod) -> tuple[Any, Any, Any]:
-    """What a site's readers are compressed from: weights as one matrix, statistics, a key."""
-    rows, columns = sum(reader_rows(config, site)), _shape(config, site.readers[0])[1]
-    init = method.init or (lambda i: None)  # a data-free method has no statistics
-    stats = jax.eval_shape(functools.partial(init, columns))
-    key = jax.eval_shape(lambda: jax.random.key(0)) if method.seeded else None
+def site_shapes(config: DecoderConfig, group: Solved) -> tuple[Any, Any, Any]:
+    """What readers are compressed from: weights as one matrix, statistics, a key."""
+    rows, columns = sum(_rows(config, group)), _shape(config, group.paths[0])[1]
+    init = getattr(group.method, "init", None) if observes(group.method) else None
+    stats = None if init is None else jax.eval_shape(functools.partial(init, columns))
+    seeded = getattr(group.method, "seeded", False)
+    key = jax.eval_shape(lambda: jax.random.key(0)) if seeded else None
     return jax.ShapeDtypeStruct((rows, columns), jnp.float32), stats, key
 
 
-def observe(stats: Any, x: Any, *, method: LayerwiseMethod) -> Any:
+def observes(method: Any) -> bool:
+    """Whether a method has statistics of single sites."""
+    return getattr(method, "observe", None) is not None
+
+
+def observe(stats: Any, x: Any, *, method: Any) -> Any:
     """Add one chunk to a site's statistics."""
-    assert method.observe is not None
     return method.observe(stats, x.reshape(-1, x.shape[-1]))
 
 
-def compress(w: Any, stats: Any, key: Any, *, method: LayerwiseMethod) -> Any:
+def compress(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
     """A site's readers as one compressed matrix."""
-    return method.compress(w, stats, key) if method.seeded else method.compress(w, stats)
+    seeded = getattr(method, "seeded", False)
+    return method.compress(w, stats, key) if seeded else method.compress(w, stats)
 
 
-def solve(w: Any, stats: Any, key: Any, *, method: LayerwiseMethod) -> Any:
+def solve(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
     """Compress, dequantize, measure the error."""
     tensor = compress(w, stats, key, method=method)
     approximation = tensor.dequantize(w.dtype)
+    if isinstance(method, BlockwiseMethod):
+        return tensor, approximation
     return tensor, approximation, method.error(w, approximation, stats)
 
 
-def compressed_shapes(config: DecoderConfig, method: LayerwiseMethod) -> dict[str, Any]:
+def compressed_shapes(config: DecoderConfig, methods: Mapping[str, Any]) -> dict[str, Any]:
     """One block's compressed weights by module path, as shapes.
 
-    Raises ValueError for weights that the method cannot take.
+    Raises ValueError for weights that a method cannot take.
     """
     found: dict[str, Any] = {}
-    for site in Block.sites:
-        rows = reader_rows(config, site)
+    for group in groups(config, methods):
+        rows = _rows(config, group)
 
-        def pieces(w: Any, stats: Any, key: Any, rows: list[int] = rows) -> Any:
-            return compress(w, stats, key, method=method).split(rows)
+        def pieces(w: Any, stats: Any, key: Any, group=group, rows=rows) -> Any:
+            alone = group.method.row_block if hasattr(group.method, "row_block") else 1
+            if alone is not None and any(n % alone for n in rows):  # as the walk: one by one
+                return [compress(w[:n], stats, key, method=group.method) for n in rows]
+            return compress(w, stats, key, method=group.method).split(rows)
 
-        w, stats, key = site_shapes(config, site, method)
-        found |= zip(site.readers, jax.eval_shape(pieces, w, stats, key), strict=True)
+        found |= zip(group.paths, jax.eval_shape(pieces, *site_shapes(config, group)), strict=True)
     return found

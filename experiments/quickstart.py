@@ -25,7 +25,7 @@ def run(folder: Path) -> list[Record]:
         done = [evaluate.run(hydra.compose("evaluate", DATA))]
         for method, bits in RUNS:
             console.rule(f"{method}, {bits} bits")
-            overrides = [*DATA, f"algorithm={method}", f"algorithm.bits={bits}"]
+            overrides = [*DATA, f"algorithm={method}", f"algorithm.format.bits={bits}"]
             done.append(compress.run(hydra.compose("compress", overrides)))
         generation = resolved(
             hydra.compose("generate", ["prompt=''", "chat=true", "max_tokens=40"])

@@ -93,7 +93,7 @@ class Reproduction:
             "float", self.scale, self.stem, self.pages))  # fmt: skip
         for row in table.rows:
             group = "null" if row.group_size is None else row.group_size
-            settings = (f"algorithm.bits={row.bits}", f"algorithm.group_size={group}")
+            settings = (f"algorithm.format.bits={row.bits}", f"algorithm.format.group_size={group}")
             run = run_at((*settings, *row.overrides), self.scale, self.stem, self.pages)
             groups = "per channel" if row.group_size is None else f"g{row.group_size}"
             yield self._beside(f"{what}, {row.bits} bit {groups}", row.value, run)

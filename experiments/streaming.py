@@ -15,14 +15,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Int
 
-from algorithms.layerwise import BlockResult, LayerwiseMethod, compress_block, replay_block
+from algorithms import surgery
+from algorithms.blockwise import BlockwiseMethod, learn_block
+from algorithms.tensors import CompressedTensor
+from algorithms.walk import (
+    BlockResult,
+    Clock,
+    SiteReport,
+    advance,
+    compress_block,
+    replay_block,
+    transform_block,
+)
 from experiments import progress
-from experiments.checkpoints.loading import load_blocks, load_embed
+from experiments.checkpoints.loading import FIELDS, load_blocks, load_embed
 from experiments.checkpoints.planish import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
+from experiments.recipes import ENDS, Recipe
 from models.decoder import Block, Flow
 
 
@@ -52,7 +65,7 @@ class LayerReport:
 def compress_model(
     source: Source,
     writer: CheckpointWriter,
-    method: LayerwiseMethod,
+    recipe: Recipe,
     calibration: Int[np.ndarray, "n T"] | None,
     walk: Walk,
     *,
@@ -60,36 +73,52 @@ def compress_model(
     known: Mapping[int, LayerReport] | None = None,
     report: Callable[[LayerReport], None] = lambda _: None,
 ) -> list[LayerReport]:
-    """Compress every block of `source` into `writer`; the embedding, norms and head stay dense.
+    """Compress every block of `source` into `writer`; norms stay dense, and so do the embedding and
+    the head unless a rule of the recipe names them.
 
-    calibration: windows of tokens; a data-free method needs none. seed: of a seeded method.
+    calibration: windows of tokens; a data-free recipe needs none. seed: of seeded methods.
     known: reports of blocks that an interrupted walk finished; those of them that `writer` still
     holds, up to the first it does not, are not compressed again. report: called after each block.
-    Raises UserError for weights that the method cannot take, before anything is read.
+    Raises UserError for weights that a method cannot take, before anything is read.
     """
-    check_shapes(source, method)
-    chunks: list[Flow] = []
-    if method.observe is not None:
+    check_shapes(source, recipe)
+    state = _State(source, writer, recipe, walk, seed)
+    if recipe.needs_data(source.config):
         assert calibration is not None
-        chunks = list(embed_windows(source, calibration, walk.chunk))
+        state.chunks = list(embed_windows(source, calibration, walk.chunk))
+        if recipe.learns:
+            state.targets = list(state.chunks)
     known, reports = known or {}, []
     held = _held(known, writer)
     with progress.steps("compress", source.config.layers) as step:
-        blocks = load_blocks(source, start=0 if chunks else held)
+        blocks = load_blocks(source, start=0 if state.chunks else held)
         for layer in range(held):
-            if chunks:
-                _replay_layer(next(blocks), writer, chunks, walk, layer)
+            if state.chunks:
+                _replay_layer(state, next(blocks), layer)
             reports.append(known[layer])
             step("kept")
         for layer in range(held, source.config.layers):
-            found = _compress_layer(source, blocks, writer, method, chunks, walk, layer, seed)
+            found = _compress_layer(state, blocks, layer)
             report(found)
             reports.append(found)
             step(f"error {found.worst:.2e}")
     for name in sorted(n for n in source.names() if not n.startswith("blocks.")):
         if part_of(name) not in writer.parts:
-            writer.write(part_of(name), {name: dense(source, name, walk)})
+            writer.write(part_of(name), {name: _end(state, name)})
     return reports
+
+
+@dataclasses.dataclass
+class _State:
+    """What the walk holds between blocks."""
+
+    source: Source
+    writer: CheckpointWriter
+    recipe: Recipe
+    walk: Walk
+    seed: int
+    chunks: list[Flow] = dataclasses.field(default_factory=list)
+    targets: list[Flow] = dataclasses.field(default_factory=list)  # as the original model has them
 
 
 def _held(known: Mapping[int, LayerReport], writer: CheckpointWriter) -> int:
@@ -100,35 +129,127 @@ def _held(known: Mapping[int, LayerReport], writer: CheckpointWriter) -> int:
     return layer
 
 
-def _replay_layer(block: Block, writer, chunks, walk: Walk, layer: int) -> None:
-    part, prefix = writer.read(f"blocks.{layer}"), f"blocks.{layer}."
-    readers = [path for site in block.sites for path in site.readers]
-    tensors = {path: part.tensor(f"{prefix}{path}.weight") for path in readers}
-    replay_block(block, tensors, chunks, sequential=walk.sequential)
+def _replay_layer(state: _State, block: Block, layer: int) -> None:
+    part, prefix = state.writer.read(f"blocks.{layer}"), f"blocks.{layer}."
+    _through(block, state.targets)
+    found = {name.removeprefix(prefix): part.tensor(name) for name in part.trees}
+    if state.recipe.transform is not None:
+        _put_dense(block, {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)})
+    compressed = {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in found.items() if isinstance(tensor, CompressedTensor)
+    }  # fmt: skip
+    replay_block(block, compressed, state.chunks, sequential=state.walk.sequential)
 
 
-def _compress_layer(
-    source, blocks, writer, method, chunks, walk: Walk, layer: int, seed: int
-) -> LayerReport:
+def _through(block: Block, chunks: list[Flow]) -> None:
+    if chunks:
+        for stage in range(len(block.sites) + 1):
+            advance(block, chunks, stage)
+
+
+def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> LayerReport:
     start = time.perf_counter()
     block = next(blocks)
     read = time.perf_counter() - start
-    key = jax.random.fold_in(jax.random.key(seed), layer) if method.seeded else None
+    key = jax.random.fold_in(jax.random.key(state.seed), layer)
+    methods, clock = state.recipe.block(layer), Clock()
     try:
-        result = compress_block(block, chunks, method, sequential=walk.sequential, key=key)
+        changed = _transform(state, block, layer)
+        clock.lap("transform")
+        if any(isinstance(m, BlockwiseMethod) for m in methods.values()):
+            result = _learn(state, block, methods, key)
+        else:
+            result = compress_block(
+                block, state.chunks, methods.__getitem__,  # type: ignore[arg-type]
+                sequential=state.walk.sequential, key=key,
+            )  # fmt: skip
     except ValueError as error:
         raise UserError(f"Block {layer}: {error}") from error
     start = time.perf_counter()
-    prefix = f"blocks.{layer}."
-    tensors: dict[str, Any] = {f"{prefix}{k}.weight": v for k, v in result.tensors.items()}
-    for name in source.names():
-        if name.startswith(prefix) and name not in tensors:
-            tensors[name] = dense(source, name, walk)
-    writer.write(f"blocks.{layer}", tensors)
-    seconds = {"read": read, **_by_phase(result), "write": time.perf_counter() - start}
+    state.writer.write(f"blocks.{layer}", _tensors(state, layer, result, changed))
+    own = clock.seconds if state.recipe.transform is not None else {}
+    seconds = {"read": read, **own, **_by_phase(result), "write": time.perf_counter() - start}
     errors = {report.site: report.error for report in result.reports if report.error is not None}
     notes = {report.site: report.notes for report in result.reports if report.notes}
     return LayerReport(layer, errors, seconds, notes)
+
+
+def _transform(state: _State, block: Block, layer: int) -> dict[str, np.ndarray]:
+    """Transform the block, and round what stays dense as the checkpoint keeps it: the walk goes on
+    with what is stored. What was changed, by name within the block.
+    """
+    if state.recipe.transform is None:
+        return {}
+    transform_block(block, state.chunks, state.recipe.transform)
+    compressed = {f"{p}.weight" for p, m in state.recipe.block(layer).items() if m is not None}
+    stored = {
+        name: dense(state.source, f"blocks.{layer}.{name}", state.walk, x)
+        for name, x in _parameters(block).items() if name not in compressed
+    }  # fmt: skip
+    _put_dense(block, stored)
+    return stored
+
+
+def _parameters(block: Block) -> dict[str, np.ndarray]:
+    """A block's arrays by name within it, linear weights as [o, i]."""
+    found = {}
+    for path, variable in nnx.to_flat_state(nnx.state(block)):
+        *parts, field = map(str, path)
+        x = np.asarray(variable[...])
+        found[".".join([*parts, FIELDS[field]])] = x.T if field == "kernel" else x
+    return found
+
+
+def _put_dense(block: Block, arrays: Mapping[str, Any]) -> None:
+    for name, x in arrays.items():
+        path, _, field = name.rpartition(".")
+        module: Any = surgery.find(block, path)
+        value = jnp.asarray(x, jnp.float32)
+        if field == "bias":
+            module.bias.set_value(value)
+        elif isinstance(module, nnx.Linear):
+            surgery.set_weight(module, value)
+        else:
+            module.scale.set_value(value)
+
+
+def _learn(state: _State, block: Block, methods: Mapping[str, Any], key: Any) -> BlockResult:
+    """One block of a learned method; activations and targets go through it."""
+    clock, inputs = Clock(), list(state.chunks)
+    _through(block, state.targets)
+    clock.lap("forward")
+    learned = {path: m for path, m in methods.items() if m is not None}
+    tensors, loss = learn_block(block, inputs, state.targets, learned, key)
+    clock.lap("solve")
+    replay_block(block, tensors, state.chunks, sequential=state.walk.sequential)
+    clock.lap("advance")
+    notes = {"loss_before": loss.first, "loss_after": loss.last}
+    return BlockResult(tensors, [SiteReport("block", loss.last, clock.seconds, notes)])
+
+
+def _tensors(
+    state: _State, layer: int, result: BlockResult, changed: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """All of a block's tensors by full name: compressed ones, and what stays dense."""
+    prefix = f"blocks.{layer}."
+    tensors: dict[str, Any] = {f"{prefix}{k}.weight": v for k, v in result.tensors.items()}
+    tensors |= {f"{prefix}{name}": x for name, x in changed.items()}
+    for name in state.source.names():
+        if name.startswith(prefix) and name not in tensors:
+            tensors[name] = dense(state.source, name, state.walk)
+    return tensors
+
+
+def _end(state: _State, name: str) -> Any:
+    """The embedding, the head or the last norm, as the checkpoint keeps it."""
+    path = name.removesuffix(".weight")
+    method = state.recipe.method(path) if path in ENDS else None
+    if method is None:
+        return dense(state.source, name, state.walk)
+    w = jnp.asarray(state.source.read(name), jnp.float32)
+    key = (jax.random.key(state.seed),) if getattr(method, "seeded", False) else ()
+    return jax.jit(method.compress)(w, None, *key)
 
 
 def _by_phase(result: BlockResult) -> dict[str, float]:
@@ -148,9 +269,14 @@ def embed_windows(source: Source, windows: Int[np.ndarray, "n T"], chunk: int) -
         yield Flow(x, x, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
 
 
-def dense(source: Source, name: str, walk: Walk) -> np.ndarray:
-    """A tensor that stays as it is, in the dtype that the checkpoint keeps it in."""
+def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = None) -> np.ndarray:
+    """A tensor that is not compressed, in the dtype that the checkpoint keeps it in.
+
+    changed: what a transform made of it.
+    """
     x = np.asarray(source.read(name))
+    if changed is not None:
+        x = changed.astype(x.dtype)
     if walk.dense_dtype is None:
         return x
     with np.errstate(over="ignore"):  # refused below
@@ -163,17 +289,34 @@ def dense(source: Source, name: str, walk: Walk) -> np.ndarray:
     return stored
 
 
-def check_shapes(source: Source, method: LayerwiseMethod) -> None:
-    """Refuse what the method cannot compress, from shapes alone: nothing is read or computed."""
+def check_shapes(source: Source, recipe: Recipe) -> None:
+    """Refuse what a method cannot compress, from shapes alone: nothing is read or computed."""
     expected = shapes(source.config)
-    for site in Block.sites:
-        weights = [expected[f"blocks.0.{path}.weight"] for path in site.readers]
-        rows, columns = sum(w[0] for w in weights), weights[0][1]
-        w = jax.ShapeDtypeStruct((rows, columns), jnp.float32)
-        try:
-            init = method.init or (lambda i: None)  # a data-free method has no statistics
-            stats = jax.eval_shape(functools.partial(init, columns))
-            key = (jax.eval_shape(lambda: jax.random.key(0)),) if method.seeded else ()
-            jax.eval_shape(method.compress, w, stats, *key)
-        except ValueError as error:
-            raise UserError(f"{site.name} ({', '.join(site.readers)}): {error}") from error
+    done = set()
+    for layer in range(source.config.layers):
+        methods = recipe.block(layer)
+        for site in Block.sites:
+            for path in site.readers:
+                method, shape = methods[path], expected[f"blocks.0.{path}.weight"]
+                if method is not None and (method, shape) not in done:
+                    done.add((method, shape))
+                    _check_shape(method, shape, f"{site.name} ({path})")
+    for path in ENDS:
+        method = recipe.method(path)
+        if method is not None and f"{path}.weight" in expected:
+            _check_shape(method, expected[f"{path}.weight"], path)
+
+
+def _check_shape(method: Any, shape: tuple[int, ...], where: str) -> None:
+    w = jax.ShapeDtypeStruct(shape, jnp.float32)
+    try:
+        init = getattr(method, "init", None)
+        learned = isinstance(method, BlockwiseMethod)
+        stats = (
+            None if learned or init is None else jax.eval_shape(functools.partial(init, shape[1]))
+        )
+        seeded = getattr(method, "seeded", False)
+        key = (jax.eval_shape(lambda: jax.random.key(0)),) if seeded else ()
+        jax.eval_shape(method.compress, w, stats, *key)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -5,7 +5,7 @@ A document names what it shows between markers, and the text between them is rep
 
     <!-- results:begin recipe=gptq -->  …  <!-- results:end -->
 
-    recipe=NAME       runs of the embedded model whose last step has that name, the float one first
+    recipe=NAME       runs of the embedded model that use the step of that name, the float one first
     runs="A; B"       runs by name, in order: "float", or overrides of conf/compress.yaml
     claims=PAGE       the claims of a page and whether they hold [scale=embedded]
     published=A,B     what sources report of the methods of these pages, side by side
@@ -32,6 +32,7 @@ from experiments.papers.claims import judge_page
 from experiments.papers.facts import Page
 from experiments.papers.lookup import Find, finder, float_model, parse
 from experiments.progress import console
+from experiments.recipes import steps
 from experiments.report import (
     Record,
     bits_per_weight,
@@ -42,8 +43,8 @@ from experiments.report import (
 
 RESULTS = Path("papers", "results")
 FIGURES = Path("papers", "figures")
-PICTURED = ["float", "algorithm=rtn", "algorithm=rtn algorithm.bits=3"]
-PICTURED += ["algorithm=gptq", "algorithm=gptq algorithm.bits=3"]
+PICTURED = ["float", "algorithm=rtn", "algorithm=rtn algorithm.format.bits=3"]
+PICTURED += ["algorithm=gptq", "algorithm=gptq algorithm.format.bits=3"]
 MARKED = re.compile(
     r"(<!-- results:begin(?P<options>[^>]*) -->\n).*?(<!-- results:end -->)", re.DOTALL
 )
@@ -135,14 +136,20 @@ def _order(record: Record) -> tuple[float, float]:
 def _recipe(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     name = wanted["recipe"]
     reference, *runs = survey.embedded()
-    chosen = [r for r in runs if _last_step(r) == name]
+    chosen = [r for r in runs if _belongs(r, name)]
+    if not chosen and name in survey.pages:
+        return "No run of it has been recorded yet.\n"
     if not chosen:
         raise UserError(f"{where} asks for recipe={wanted['recipe']}, not in papers/results.")
     return markdown([reference, *chosen])
 
 
-def _last_step(record: Record) -> str:
-    return record["config"]["algorithm"]["_target_"].rsplit(".", 1)[-1]
+def _belongs(record: Record, name: str) -> bool:
+    """Whether a run is of a step, or of an algorithm with nothing but activations around it."""
+    found = [step.get("_target_", "rule").rsplit(".", 1)[-1] for step in steps(record["config"])]
+    around = [step for step in found if step != "quantized_inputs"]
+    algorithm = record["config"]["algorithm"]["_target_"].rsplit(".", 1)[-1]
+    return around == [name] if name == algorithm else name in around
 
 
 def _runs(survey: Survey, wanted: Mapping[str, str], where: str) -> str:

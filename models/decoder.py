@@ -142,7 +142,8 @@ class Block(nnx.Module):
             name="attention.output",
             readers=("attention.o",),
             producer="attention.v",
-            absorbs_scale=True,  # one scale per key-value channel, shared by its query heads
+            absorbs_scale=True,
+            per_head=True,  # one scale per key-value channel, shared by its query heads
             absorbs_rotation=True,  # within a head
         ),
         Site(

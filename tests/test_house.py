@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import kernels
-from algorithms.layerwise import LayerwiseMethod
-from algorithms.numerics import IntegerGrid
+from algorithms.formats import Format, integer
+from algorithms.quantization.aqlm import AQLMConfig
 from algorithms.quantization.gptq import GPTQConfig
 from experiments import survey
 from experiments.entry import CONF
@@ -20,7 +20,12 @@ from experiments.streaming import Walk
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
-DEFAULTS = {"rtn": IntegerGrid, "gptq": GPTQConfig, "stochastic_rounding": IntegerGrid}
+STEPS = ["algorithm", "algorithm/format", "rotation", "scaling", "activations", "correction"]
+CHOICES = [
+    (group, path.stem) for group in STEPS for path in sorted(Path(CONF, group).glob("*.yaml"))
+]
+CONFIGS = {"gptq": GPTQConfig, "aqlm": AQLMConfig}  # of functions that take their fields
+OWN = {"element", "format", "dynamic"}  # what choices of one function differ in
 
 
 def compose(name, overrides=()):
@@ -50,13 +55,30 @@ def test_every_choice_names_a_target_that_takes_its_keys(group):
         assert bound.kwargs.keys() | bound.arguments.keys() >= keys
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_instantiates_with_its_own_defaults(name):
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_step_of_a_recipe_is_configured_with_its_own_defaults(group, name):
     """The YAML says what the code does when nothing is said, so the two cannot drift apart."""
-    node = compose("compress", [f"algorithm={name}"]).algorithm
-    assert isinstance(hydra.utils.instantiate(node), LayerwiseMethod)
-    written = {key: value for key, value in node.items() if key != "_target_"}
-    assert written == dataclasses.asdict(DEFAULTS[name]())
+    config = compose("compress", [f"{group}={name}"])
+    node = OmegaConf.select(config, group.replace("/", "."))
+    target = hydra.utils.get_object(node._target_)
+    assert hydra.utils.instantiate(node) is not None
+    if name in CONFIGS:
+        defaults = {f.name: f.default for f in dataclasses.fields(CONFIGS[name])}
+    else:
+        parameters = inspect.signature(target).parameters
+        defaults = {key: parameter.default for key, parameter in parameters.items()}
+    assert {key for key in node if key != "_target_"} == defaults.keys()
+    for key, default in defaults.items():
+        if key == "format" and "format" in node:
+            assert isinstance(hydra.utils.instantiate(node.format), Format)
+        elif key in OWN or OmegaConf.is_interpolation(node, key):  # ${bits}, ${seeds.init}
+            continue
+        elif default is not inspect.Parameter.empty:
+            assert node[key] == default, key
+
+
+def test_integers_are_what_an_algorithm_rounds_to_when_nothing_is_said():
+    assert hydra.utils.instantiate(compose("compress").algorithm.format) == integer()
 
 
 def test_settings_without_a_target_are_their_dataclasses_defaults():

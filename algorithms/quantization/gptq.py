@@ -14,27 +14,33 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from algorithms import hessian
+from algorithms.formats import Format, Grid, integer
 from algorithms.hessian import HessianStats
 from algorithms.layerwise import LayerwiseMethod
-from algorithms.numerics import IntegerGrid
 from algorithms.tensors import QuantizedTensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTQConfig(IntegerGrid):
-    """The grid, and how GPTQ walks it."""
+class GPTQConfig:
+    """The format, and how GPTQ walks its grid."""
 
+    format: Format = integer()
     activation_order: bool = True  # columns with the largest diag(H) first
     static_groups: bool = True  # ranges from the original W; else from W as updated at group start
     damping: float = 0.01  # λ as a fraction of mean(diag(X Xᵀ)) (Step 3)
     block_size: int = 64  # columns per lazy update; the result does not depend on it
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activation_order and not self.static_groups and self.group_size is not None:
+        if self.activation_order and not self.static_groups and self.format.columns is not None:
             raise ValueError(
                 "activation_order=True needs static_groups=True: a group met out of order has no "
                 "moment at which all its columns are current."
+            )
+        plain = self.format.rows == 1 and not self.format.nested and not self.format.needs_data
+        if not self.static_groups and not plain:
+            raise ValueError(
+                "static_groups=False needs scales of one row's group each, fitted without data: "
+                f"format={self.format} has others."
             )
         if self.damping < 0:
             raise ValueError(f"damping={self.damping} must not be negative.")
@@ -50,8 +56,9 @@ def gptq(**config) -> LayerwiseMethod:
         return quantize_weight(w, stats.gram, settings)
 
     return LayerwiseMethod(
-        hessian.init, hessian.observe, compress, hessian.output_error, notes=hessian.notes
-    )
+        hessian.init, hessian.observe, compress, hessian.output_error, notes=hessian.notes,
+        row_block=settings.format.rows,
+    )  # fmt: skip
 
 
 def quantize_weight(
@@ -62,67 +69,75 @@ def quantize_weight(
     Raises ValueError if groups do not divide i. If H + λ I is not positive definite, every scale
     is NaN: rounding in its place would hide it.
     """
-    (o, i), c = w.shape, config.columns_per_group(w)
+    format, (_, i) = config.format, w.shape
+    c = format.block(w.shape)[1]
     dead = jnp.diag(h) == 0  # inputs that are always zero: their weights are free
-    w, h = jnp.where(dead, 0, w), h + jnp.diag(dead.astype(h.dtype))
+    w, gram = jnp.where(dead, 0, w), h
+    h = h + jnp.diag(dead.astype(h.dtype))
     order = jnp.argsort(-jnp.diag(h)) if config.activation_order else jnp.arange(i)
     u = hessian.inverse_factor(h[order][:, order], config.damping)
 
-    scale, zero = (table.T for table in config.fit(w.reshape(o, -1, c)))
+    grid = format.fit(w, gram)
     static = config.static_groups or c == i
-    codes, scale, zero = _quantize_columns(w.T[order], u, order // c, scale, zero, config, static)
+    codes, grid = _quantize_columns(w.T[order], u, order // c, grid, format, config, static)
     codes = jnp.zeros_like(codes).at[order].set(codes)
-    scale = jnp.where(jnp.isfinite(u).all(), scale, jnp.nan)
-    return QuantizedTensor.from_codes(codes.T, *config.stored(scale.T, zero.T), config.bits)
+    singular = jnp.logical_not(jnp.isfinite(u).all())
+    return format.tensor(codes.T, grid._replace(scale=_void(grid.scale, singular)))
+
+
+def _void(scale: Array, singular: Array) -> Array:
+    """NaN in place of every scale of a solve that failed."""
+    return jnp.where(singular, jnp.full_like(scale, jnp.nan), scale)
 
 
 def _quantize_columns(
     w: Float[Array, "i o"],
     u: Float[Array, "i i"],
     group: Int[Array, " i"],
-    scale: Float[Array, "g o"],
-    zero: Float[Array, "g o"],
+    grid: Grid,
+    format: Format,
     config: GPTQConfig,
     static: bool,
 ):
     """The loop over W's columns, given as rows (contiguous in memory), block by block."""
-    (i, o), c = w.shape, w.shape[0] // scale.shape[0]
+    (i, o), c = w.shape, format.block(w.T.shape)[1]
     b = _block_size(i if static else c, config.block_size)
 
     def quantize_block(carry, start):
-        w, scale, zero = carry
+        w, grid = carry
         if not static:
-            scale, zero = lax.cond(
-                start % c == 0,
-                lambda: _refit(w, scale, zero, start, c, config),
-                lambda: (scale, zero),
-            )
+            grid = lax.cond(start % c == 0, lambda: _refit(w, grid, start, c, format), lambda: grid)
+        scale, zero = (table.T for table in format.spread(grid, w.T))
         u_rows = lax.dynamic_slice(u, (start, 0), (b, i))
         u_block = lax.dynamic_slice(u_rows, (0, start), (b, b))
 
         def quantize_column(errors, column):
             j, w_j, u_j, d, g = column
             w_j = w_j - u_j @ errors  # what the block's columns before j left for j to make up
-            q = config.quantize(w_j[:, None], scale[g], zero[g])
-            error = (w_j - config.dequantize(q, scale[g], zero[g])[:, 0]) / d
-            return errors.at[j].set(error), q[:, 0].astype(jnp.uint8)
+            q = format.encode(w_j, scale[g], zero[g])
+            error = (w_j - format.decode(q, scale[g], zero[g])) / d
+            return errors.at[j].set(error), q
 
         d = jnp.diag(u_block)
         above = (u_block - jnp.diag(d)).T  # row j holds U_kj of the columns k before j
         block = lax.dynamic_slice(w, (start, 0), (b, o))
         columns = (jnp.arange(b), block, above, d, lax.dynamic_slice(group, (start,), (b,)))
         errors, codes = lax.scan(quantize_column, jnp.zeros_like(block), columns)
-        return (w - u_rows.T @ errors, scale, zero), codes
+        return (w - u_rows.T @ errors, grid), codes
 
-    (_, scale, zero), codes = lax.scan(quantize_block, (w, scale, zero), jnp.arange(0, i, b))
-    return codes.reshape(i, o), scale, zero
+    (_, grid), codes = lax.scan(quantize_block, (w, grid), jnp.arange(0, i, b))
+    return codes.reshape(i, o), grid
 
 
-def _refit(w, scale, zero, start, c, config):
+def _refit(w, grid: Grid, start, c, format: Format) -> Grid:
     """Replace the range of the group that begins at column `start` by that of W as it is now."""
-    s, z = config.fit(lax.dynamic_slice(w, (start, 0), (c, w.shape[1])).T)
-    at = (start // c, 0)
-    return lax.dynamic_update_slice(scale, s[None], at), lax.dynamic_update_slice(zero, z[None], at)
+    fresh = format.fit(lax.dynamic_slice(w, (start, 0), (c, w.shape[1])).T)
+
+    def put(table, column):
+        return lax.dynamic_update_slice(table, column, (0, start // c))
+
+    zero = None if grid.zero is None or fresh.zero is None else put(grid.zero, fresh.zero)
+    return grid._replace(scale=put(grid.scale, fresh.scale), zero=zero)
 
 
 def _block_size(columns: int, largest: int) -> int:

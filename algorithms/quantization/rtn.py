@@ -10,21 +10,30 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from algorithms import hessian
+from algorithms.formats import Format, integer
+from algorithms.hessian import HessianStats
 from algorithms.layerwise import LayerwiseMethod
-from algorithms.numerics import IntegerGrid
 from algorithms.tensors import QuantizedTensor
 
 
-def rtn(**grid) -> LayerwiseMethod:
-    """Data-free rounding onto an `IntegerGrid`, whose fields are the hyperparameters."""
-    return LayerwiseMethod(None, None, functools.partial(quantize_weight, grid=IntegerGrid(**grid)))
+def rtn(*, format: Format | None = None) -> LayerwiseMethod:
+    """Rounding onto a format, by default 4-bit integers; data-free unless its search wants data."""
+    format = integer() if format is None else format
+    compress = functools.partial(quantize_weight, format=format)
+    if not format.needs_data:
+        return LayerwiseMethod(None, None, compress, row_block=format.rows)
+    return LayerwiseMethod(
+        hessian.init, hessian.observe, compress, hessian.output_error, notes=hessian.notes,
+        row_block=format.rows,
+    )  # fmt: skip
 
 
 def quantize_weight(
-    w: Float[Array, "o i"], stats: None = None, *, grid: IntegerGrid
+    w: Float[Array, "o i"], stats: HessianStats | None = None, *, format: Format
 ) -> QuantizedTensor:
     """Round each weight to its group's grid; raises ValueError if groups do not divide i."""
-    groups = w.reshape(w.shape[0], -1, grid.columns_per_group(w))
-    scale, zero = grid.fit(groups)
-    codes = grid.quantize(groups, scale, zero).astype(jnp.uint8)
-    return QuantizedTensor.from_codes(codes.reshape(w.shape), *grid.stored(scale, zero), grid.bits)
+    if stats is None:
+        return format.quantize(w)
+    dead = hessian.dead_inputs(stats)  # their weights are free: zero, so that no range covers them
+    return format.quantize(jnp.where(dead, 0, w), stats.gram)

@@ -14,28 +14,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from algorithms.elements import Integer
+from algorithms.formats import Format, integer
 from algorithms.layerwise import LayerwiseMethod
-from algorithms.numerics import IntegerGrid
 from algorithms.tensors import QuantizedTensor
 
 
-def stochastic_rounding(**grid) -> LayerwiseMethod:
-    """Data-free rounding at random onto an `IntegerGrid`, whose fields are the hyperparameters."""
-    compress = functools.partial(quantize_weight, grid=IntegerGrid(**grid))
-    return LayerwiseMethod(None, None, compress, seeded=True)
+def stochastic_rounding(*, format: Format | None = None) -> LayerwiseMethod:
+    """Data-free rounding at random onto integers, by default 4 bits."""
+    format = integer() if format is None else format
+    if not isinstance(format.element, Integer) or format.needs_data:
+        raise ValueError(
+            f"format={format} must be integers whose ranges need no data: other grids are not "
+            "uniform."
+        )
+    compress = functools.partial(quantize_weight, format=format)
+    return LayerwiseMethod(None, None, compress, seeded=True, row_block=format.rows)
 
 
 def quantize_weight(
-    w: Float[Array, "o i"], stats: None, key: Key[Array, ""], *, grid: IntegerGrid
+    w: Float[Array, "o i"], stats: None, key: Key[Array, ""], *, format: Format
 ) -> QuantizedTensor:
     """Round each weight up or down its group's grid, as `key` says.
 
     Raises ValueError if groups do not divide i.
     """
-    groups = w.reshape(w.shape[0], -1, grid.columns_per_group(w))
-    scale, zero = grid.fit(groups)
-    steps = groups / scale[..., None]
+    grid = format.fit(w)
+    scale, zero = format.columns_of(grid, w)
+    steps = w / scale
     below = jnp.floor(steps)
     up = jax.random.uniform(key, steps.shape) < steps - below
-    codes = jnp.clip(below + up + zero[..., None], 0, 2**grid.bits - 1).astype(jnp.uint8)
-    return QuantizedTensor.from_codes(codes.reshape(w.shape), *grid.stored(scale, zero), grid.bits)
+    return format.tensor(format.element.encode(below + up, zero), grid)

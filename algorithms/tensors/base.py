@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 from jax.typing import DTypeLike
@@ -27,10 +26,10 @@ class CompressedTensor(abc.ABC):
         """The dense weight, computed in float32 or wider, then cast."""
 
     @abc.abstractmethod
-    def split(self, rows: Sequence[int]) -> Sequence[Self]:
+    def split(self, rows: Sequence[int]) -> "Sequence[CompressedTensor]":
         """Consecutive pieces of the given numbers of rows, each complete in itself."""
 
-    def validate(self) -> None:  # noqa: B027: a form with nothing to check may leave it
+    def validate(self) -> None:  # noqa: B027 (a form with nothing to check may leave it)
         """Raise ValueError unless the parts fit together."""
 
     def storage_bits(self) -> int:
@@ -40,3 +39,15 @@ class CompressedTensor(abc.ABC):
     def matmul(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
         """x Wᵀ in x's dtype, computed on the compressed form."""
         return x @ self.dequantize(x.dtype).T
+
+    @property
+    def online(self) -> bool:
+        """Whether `matmul` does more to x than multiply it by the dense form."""
+        return False
+
+    def unpacked(self, dtype: DTypeLike | None = None) -> "CompressedTensor":
+        """The same computation with dense weights in place of packed ones, to be run many times."""
+        from algorithms.tensors.dense import DenseTensor  # which derives from this
+
+        assert not self.online
+        return DenseTensor(self.dequantize(dtype))

@@ -10,12 +10,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from algorithms import surgery
-from algorithms.modules import QuantizedLinear
-from algorithms.tensors import QuantizedTensor
+from algorithms.modules import CompressedLinear
+from algorithms.tensors import CompressedTensor
 from experiments.checkpoints.sources import Source
 from models.decoder import Block, Decoder
 
-type Head = nnx.Linear | QuantizedLinear
+type Head = nnx.Linear | CompressedLinear
 FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
@@ -91,11 +91,16 @@ def _load[M: nnx.Module](build: Callable[[], M], source: Source, prefix: str, dt
 
 
 def _place(root: nnx.Module, path: str, field: str, tensor: Any, dtype: Any) -> None:
-    """Put one tensor where it belongs; a quantized one brings its own layer."""
-    if isinstance(tensor, QuantizedTensor):
-        surgery.quantize_linear(root, path, tensor)
-        return
+    """Put one tensor where it belongs; a compressed one brings its own layer.
+
+    A compressed embedding is unpacked: a table is read by rows, which packed forms do not give.
+    """
     module: Any = surgery.find(root, path)
+    if isinstance(tensor, CompressedTensor) and isinstance(module, nnx.Linear):
+        surgery.compress_linear(root, path, tensor)
+        return
+    if isinstance(tensor, CompressedTensor):
+        tensor = tensor.dequantize()
     x = jnp.array(tensor, dtype)  # a copy: the source's array may be a view of its file
     if field == "kernel":
         surgery.set_weight(module, x)

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from algorithms.tensors import QuantizedTensor
-from experiments.checkpoints import shards
+from algorithms.tensors import CompressedTensor
+from experiments.checkpoints import forms, shards
 from experiments.checkpoints.sources import Source
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
@@ -34,10 +33,10 @@ from experiments.files import sync, write_whole
 from models.decoder import DecoderConfig
 from models.rope import RopeScaling
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "planish.json"
 SUFFIX = ".safetensors"
-Tensor = np.ndarray | jax.Array | QuantizedTensor
+Tensor = np.ndarray | jax.Array | CompressedTensor
 Trees = Mapping[str, Mapping[str, np.ndarray]]  # the fields of each tensor
 
 
@@ -70,15 +69,11 @@ class Part:
             raise ValueError("its content does not match its digest")
 
     def tensor(self, name: str) -> Tensor:
-        """A dense array, a view of the file, or a QuantizedTensor as it is stored."""
+        """A dense array, a view of the file, or a compressed tensor as it is stored."""
         fields, stored = self.trees[name], self.described[name]
         if stored["kind"] == "dense":
             return fields["dense"]
-        zero = jnp.array(fields["zero"]) if "zero" in fields else None
-        packed, scale = jnp.array(fields["packed"]), jnp.array(fields["scale"])
-        tensor = QuantizedTensor(packed, scale, zero, stored["bits"], stored["columns"])
-        tensor.validate()
-        return tensor
+        return forms.tensor(stored["form"], fields)
 
 
 class CheckpointWriter:
@@ -206,14 +201,14 @@ class Checkpoint(Source):
         return frozenset(self.description["tensors"])
 
     def tensor(self, name: str) -> Tensor:
-        """A dense array, or a QuantizedTensor as it is stored."""
+        """A dense array, or a compressed tensor as it is stored."""
         if name not in self.description["tensors"]:
             raise UserError(f"{self.location} has no tensor {name}.")
         return self._part(part_of(name)).tensor(name)
 
     def read(self, name: str) -> np.ndarray:
         tensor = self.tensor(name)
-        if isinstance(tensor, QuantizedTensor):
+        if isinstance(tensor, CompressedTensor):
             return np.asarray(tensor.dequantize())
         return np.asarray(tensor)
 
@@ -241,16 +236,19 @@ class Checkpoint(Source):
 
 
 def _fields(tensor: Tensor) -> dict[str, np.ndarray]:
-    if not isinstance(tensor, QuantizedTensor):
-        return {"dense": np.asarray(tensor)}
-    fields = {"packed": tensor.packed, "scale": tensor.scale, "zero": tensor.zero}
-    return {name: np.asarray(field) for name, field in fields.items() if field is not None}
+    if isinstance(tensor, CompressedTensor):
+        return forms.fields(tensor)
+    return {"dense": np.asarray(tensor)}
 
 
 def _describe(tensor: Tensor) -> dict[str, Any]:
-    if isinstance(tensor, QuantizedTensor):
-        kind = {"kind": "quantized", "bits": tensor.bits, "columns": tensor.columns}
-        return {**kind, "shape": list(tensor.shape), "storage_bits": tensor.storage_bits()}
+    if isinstance(tensor, CompressedTensor):
+        return {
+            "kind": "compressed",
+            "form": forms.describe(tensor),
+            "shape": list(tensor.shape),
+            "storage_bits": tensor.storage_bits(),
+        }
     return {
         "kind": "dense",
         "dtype": str(tensor.dtype),

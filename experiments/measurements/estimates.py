@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
+from omegaconf import OmegaConf
 
 from experiments import hardware
 from experiments.checkpoints.sources import Source
 from experiments.estimate import Estimate, estimate
+from experiments.recipe_builder import build_recipe
 from experiments.streaming import Walk
 
 type Runner = Callable[[str, Path, list[str]], dict[str, Any]]  # command, folder, overrides: record
@@ -48,7 +49,7 @@ def of_record(record: dict[str, Any], source: Source, rate: float) -> Estimate:
     compressing = record["command"] == "compress"
     return estimate(
         source.config,
-        hydra.utils.instantiate(settings["algorithm"]) if compressing else None,
+        build_recipe(OmegaConf.create(settings), source.config) if compressing else None,
         calibration=tuple(data["calibration"]) if compressing else None,
         heldout=tuple(data["heldout"]),
         walk=Walk(**settings["walk"]) if compressing else Walk(),

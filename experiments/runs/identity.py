@@ -1,9 +1,10 @@
 """Which run a configuration describes: a hash of its content, by which a command finds its run.
 
-Left out is what changes where a run happens but not what it computes (EXCLUDED), and seeds: runs
-that differ in seeds alone are repetitions of one experiment, told apart by their folder. A path to
-an input counts by the content it leads to, so a model that moves stays the same model and a file
-that changes does not.
+Left out is what changes where a run happens but not what it computes, or counts where it is used
+(`bits`): EXCLUDED. So are steps of a recipe that are null, and seeds: runs that differ in seeds
+alone are repetitions of one experiment, told apart by their folder. A path to an input counts by
+the content it leads to, so a model that moves stays the same model and a file that changes does
+not.
 """
 
 import hashlib
@@ -15,7 +16,9 @@ from typing import Any
 from experiments.checkpoints.packages import file_digest
 from experiments.checkpoints.sources import open_source
 
-EXCLUDED = frozenset({"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra"})
+EXCLUDED = frozenset(
+    {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra", "bits"}
+)
 SEEDS = frozenset({"seed", "seeds"})  # at any depth
 INPUTS = frozenset({"path", "calibration_path", "heldout_path", "checkpoint"})  # at any depth
 
@@ -25,9 +28,14 @@ def identity(command: str, config: Mapping[str, Any]) -> str:
 
     Raises UserError if an input that the config names cannot be read.
     """
-    kept = {key: value for key, value in config.items() if key not in EXCLUDED}
+    kept = {key: value for key, value in config.items() if key not in EXCLUDED and _set(value)}
     content = {"command": command, "config": _content(kept)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _set(value: Any) -> bool:
+    """Whether a group says anything: a step that is left out is none, in every version."""
+    return value is not None and value != [] and value != {}
 
 
 def _content(value: Any) -> Any:

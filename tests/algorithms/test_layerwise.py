@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from algorithms import layerwise, surgery
-from algorithms.layerwise import LayerwiseMethod, NotFiniteError, compress_block
-from algorithms.quantization.gptq import gptq
-from algorithms.quantization.rtn import rtn
+from algorithms import surgery, walk
+from algorithms.layerwise import LayerwiseMethod
+from algorithms.tensors import DenseTensor
+from algorithms.walk import NotFiniteError
 from models.decoder import Block, DecoderConfig, Flow
+from tests.algorithms.integers import gptq, rtn
 
 CONFIG = DecoderConfig(
     vocabulary=11, hidden=24, layers=1, heads=3, kv_heads=1, head_size=8, feed_forward=32,
@@ -30,6 +31,11 @@ def chunks(count=3, seed=0):
     return [Flow(x, x, positions) for x in xs]
 
 
+def compress_block(block, chunks, method, **settings):
+    """One method for every layer."""
+    return walk.compress_block(block, chunks, lambda path: method, **settings)
+
+
 def recorder(log):
     """A method that keeps the weight and logs every activation that it is shown."""
 
@@ -39,6 +45,9 @@ def recorder(log):
 
         def dequantize(self, dtype=None):
             return self.w
+
+        def unpacked(self, dtype=None):
+            return DenseTensor(self.w)
 
         def split(self, rows):
             return [Kept(w) for w in jnp.split(self.w, np.cumsum(rows)[:-1])]
@@ -123,9 +132,9 @@ def test_gptq_lowers_the_block_output_error_that_rounding_leaves():
 def test_blocks_of_one_shape_compile_once():
     method = gptq(bits=4, group_size=8)
     compress_block(block(0), chunks(), method)
-    counts = [f._cache_size() for f in (layerwise._run_stage, layerwise._add, layerwise._solve)]
+    counts = [f._cache_size() for f in (walk.run_stage, walk._add, walk._solve)]
     compress_block(block(1), chunks(seed=1), method)
-    again = [f._cache_size() for f in (layerwise._run_stage, layerwise._add, layerwise._solve)]
+    again = [f._cache_size() for f in (walk.run_stage, walk._add, walk._solve)]
     assert counts == again
 
 

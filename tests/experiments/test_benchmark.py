@@ -32,7 +32,7 @@ def test_random_models_of_any_depth_open(tmp_path):
 
 def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     base = tiny.overrides(tmp_path)
-    own = ["algorithm=rtn", "algorithm.group_size=32", *base[2:]]
+    own = ["algorithm=rtn", "algorithm.format.group_size=32", *base[2:]]
     settings = ",".join(f"'{override}'" for override in own)
     overrides = [*base[:2], "what=[memory]", "depths=[1,2]", f"memory=[{settings}]"]
     overrides += [f"runs={tmp_path / 'runs'}"]
@@ -53,7 +53,7 @@ def test_an_unknown_measurement_is_refused(tmp_path):
 
 def test_kills_end_with_equal_bytes(tmp_path):
     base = tiny.overrides(tmp_path)
-    settings = ["algorithm=gptq", "algorithm.group_size=32", *base]
+    settings = ["algorithm=gptq", "algorithm.format.group_size=32", *base]
     plain = {"interrupted": settings, "kills": 2, "seed": 0}
     found = interruptions(plain, tmp_path / "kills")
     assert found["kills"] == len(found["kill_seconds"]) == 2 and found["bytes_equal"]

@@ -11,9 +11,8 @@ import pytest
 from jax import lax
 from rich.console import Console
 
+from algorithms.elements import Integer
 from algorithms.layerwise import LayerwiseMethod
-from algorithms.quantization.gptq import gptq
-from algorithms.quantization.rtn import rtn
 from algorithms.tensors import QuantizedTensor
 from experiments import hardware, operations, streaming
 from experiments.checkpoints.planish import CheckpointWriter
@@ -21,7 +20,9 @@ from experiments.errors import UserError
 from experiments.estimate import Estimate, estimate
 from experiments.evaluation import floor
 from experiments.evaluation.footprint import bytes_on_disk
+from experiments.recipes import Recipe
 from models.decoder import DecoderConfig
+from tests.algorithms.integers import gptq, rtn
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
@@ -50,7 +51,7 @@ GPTQ = gptq()  # one method: what depends on it alone is worked out once
 
 
 def of(config=SMOL, method=GPTQ, **changed):
-    return estimate(config, method, **settings(**changed))
+    return estimate(config, Recipe(method), **settings(**changed))
 
 
 def shape(*dimensions):
@@ -130,7 +131,7 @@ def test_a_users_own_method_is_estimated():
     def compress(w, stats, key):
         codes = jax.random.randint(key, w.shape, 0, 4).astype(jnp.uint8)
         scale = jnp.abs(w).mean(1, keepdims=True) + stats.mean()
-        return QuantizedTensor.from_codes(codes, scale, None, 2)
+        return QuantizedTensor.from_codes(codes, scale, Integer(bits=2, symmetric=True))
 
     mine = LayerwiseMethod(
         jnp.zeros, lambda stats, x: stats + jnp.abs(x).sum(0), compress, seeded=True
@@ -150,7 +151,7 @@ def test_the_disk_is_what_a_checkpoint_takes(tmp_path, method, dense_dtype):
     walk = streaming.Walk(dense_dtype=dense_dtype)
     windows = np.zeros((4, 16), np.int32)
     writer = CheckpointWriter(tmp_path / "checkpoint")
-    streaming.compress_model(source, writer, method, windows, walk)
+    streaming.compress_model(source, writer, Recipe(method), windows, walk)
     writer.finish(source.config, source.tokenizer(), {})
     found = of(source.config, method, walk=walk, calibration=(4, 16), heldout=(4, 16))
     assert found.disk == pytest.approx(bytes_on_disk(tmp_path / "checkpoint"), rel=0.05)
@@ -187,10 +188,10 @@ def refusal(folder, available, **changed):
     given = settings(**changed)
     with pytest.raises(UserError) as refused:
         hardware.require(
-            estimate(LARGE, GPTQ, **given),
+            estimate(LARGE, Recipe(GPTQ), **given),
             memory=available,
             folder=folder,
-            alternatives=hardware.smaller(LARGE, GPTQ, **given),
+            alternatives=hardware.smaller(LARGE, Recipe(GPTQ), **given),
         )
     return str(refused.value)
 

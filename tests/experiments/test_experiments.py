@@ -137,9 +137,9 @@ def small(tmp_path):
     "overrides",
     [
         ["experiment=gptq_llama7b"],
-        ["experiment=gptq_llama7b", "algorithm.bits=3", "algorithm.group_size=32"],
+        ["experiment=gptq_llama7b", "algorithm.format.bits=3", "algorithm.format.group_size=32"],
         ["experiment=rtn_llama7b"],
-        ["experiment=rtn_llama32_1b", "algorithm.group_size=32"],
+        ["experiment=rtn_llama32_1b", "algorithm.format.group_size=32"],
     ],
     ids=lambda overrides: " ".join(overrides).removeprefix("experiment="),
 )

@@ -3,14 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from algorithms.quantization.rtn import rtn
 from experiments.checkpoints.loading import load_model
 from experiments.checkpoints.planish import CheckpointWriter
 from experiments.checkpoints.sources import open_source
 from experiments.errors import UserError
 from experiments.generate import continue_text, encode_prompt
 from experiments.generation import Sampling, choose, generate
+from experiments.recipes import Recipe
 from experiments.streaming import Walk, compress_model
+from tests.algorithms.integers import rtn
 from tests.experiments import tiny
 
 GREEDY = Sampling()
@@ -76,7 +77,7 @@ def test_samples_follow_the_distribution_that_was_asked_for():
 
 def test_text_comes_from_packed_weights(source, tmp_path):
     writer = CheckpointWriter(tmp_path / "c")
-    compress_model(source, writer, rtn(bits=8, group_size=32), None, Walk())
+    compress_model(source, writer, Recipe(rtn(bits=8, group_size=32)), None, Walk())
     writer.finish(source.config, source.tokenizer(), {})
     config = {"chat": False, "max_tokens": 8, "seed": 0, "sampling": {}}
     pieces = list(continue_text(open_source(tmp_path / "c"), "ab cd", config))

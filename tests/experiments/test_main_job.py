@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_compress_evaluates_and_records(config, tmp_path):
-    done = compress.run(config("algorithm=gptq", "algorithm.group_size=32"))
+    done = compress.run(config("algorithm=gptq", "algorithm.format.group_size=32"))
     record = done.record
     assert record == records.read(done.folder / "record.json")
     assert record["status"] == "finished" and len(record["attempts"]) == 1
     assert record["data"]["calibration"] == [6, 16] and record["data"]["tokens"] == 10 * 16
-    assert record["config"]["algorithm"]["group_size"] == 32
+    assert record["config"]["algorithm"]["format"]["group_size"] == 32
     assert len(record["layers"]) == 2
     for layer in record["layers"]:
         assert set(layer["seconds"]) == {"read", "forward", "statistics", "solve", "write"}
@@ -41,8 +41,8 @@ def test_more_bits_cost_more_and_lose_less(config, tmp_path):
     loss = {None: float_model["metrics"]["perplexity"]["loss"]}
     size = {}
     for bits in (2, 8):
-        record = compress.run(config("algorithm=rtn", f"algorithm.bits={bits}",
-                                     "algorithm.group_size=32")).record  # fmt: skip
+        record = compress.run(config("algorithm=rtn", f"algorithm.format.bits={bits}",
+                                     "algorithm.format.group_size=32")).record  # fmt: skip
         loss[bits] = record["metrics"]["perplexity"]["loss"]
         size[bits] = record["footprint"]["weight_bits"] / record["footprint"]["weights"]
     assert abs(loss[8] - loss[None]) < abs(loss[2] - loss[None])
@@ -52,8 +52,11 @@ def test_more_bits_cost_more_and_lose_less(config, tmp_path):
 @pytest.mark.parametrize(
     "overrides, sentence",
     [
-        (["algorithm.group_size=40"], "attention.input.*group_size=40 must divide the input dim"),
-        (["algorithm.bits=9"], "algorithm: bits=9 must be from 2 to 8"),
+        (
+            ["algorithm.format.group_size=40"],
+            "attention.input.*group_size=40 must divide the input dim",
+        ),
+        (["algorithm.format.bits=9"], "algorithm: bits=9 must be from 2 to 8"),
         (["algorithm.static_groups=false"], "activation_order=True needs static_groups=True"),
         (["model.path=/nowhere"], "There is no file or folder at /nowhere"),
         (["data.context=1000"], "data.context=1000 is longer than the model allows"),
@@ -61,7 +64,7 @@ def test_more_bits_cost_more_and_lose_less(config, tmp_path):
     ],
 )
 def test_a_mistake_is_a_sentence_before_any_work(config, tmp_path, overrides, sentence):
-    defaults = ["algorithm.group_size=32"]
+    defaults = ["algorithm.format.group_size=32"]
     with pytest.raises(UserError, match=sentence):
         compress.run(config(*defaults, *overrides))
     assert not (tmp_path / "runs").exists()
@@ -75,13 +78,13 @@ def test_a_record_is_never_overwritten(tmp_path):
 
 def test_the_commands_work_from_a_shell(tmp_path):
     """compress as a multirun, evaluate and generate on what it wrote, from another folder."""
-    base = [*tiny.overrides(tmp_path), "algorithm.group_size=32"]
+    base = [*tiny.overrides(tmp_path), "algorithm.format.group_size=32"]
     done = tiny.command("experiments.compress", "--multirun", "algorithm=rtn,gptq",
-                   "algorithm.bits=2,3", *base, cwd=tmp_path)  # fmt: skip
+                   "algorithm.format.bits=2,3", *base, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = sorted(tmp_path.glob("runs/compress/*/seed-0/record.json"))
     assert len(found) == 4
-    bits = sorted(records.read(path)["config"]["algorithm"]["bits"] for path in found)
+    bits = sorted(records.read(path)["config"]["algorithm"]["format"]["bits"] for path in found)
     assert bits == [2, 2, 3, 3]
 
     checkpoint = found[0].parent / "checkpoint"
@@ -111,6 +114,7 @@ def test_a_method_from_outside_the_repository_runs_by_its_target(tmp_path):
     (tmp_path / "mine" / "ternary.py").write_text(
         textwrap.dedent("""
             import jax.numpy as jnp
+            from algorithms.elements import Integer
             from algorithms.layerwise import LayerwiseMethod
             from algorithms.tensors import QuantizedTensor
 
@@ -118,7 +122,8 @@ def test_a_method_from_outside_the_repository_runs_by_its_target(tmp_path):
                 def compress(w, stats):
                     scale = jnp.abs(w).mean(1, keepdims=True)
                     sign = jnp.sign(w) * (jnp.abs(w) > threshold * scale)
-                    return QuantizedTensor.from_codes((sign + 2).astype(jnp.uint8), scale, None, 2)
+                    codes = (sign + 2).astype(jnp.uint8)
+                    return QuantizedTensor.from_codes(codes, scale, Integer(bits=2, symmetric=True))
 
                 return LayerwiseMethod(None, None, compress)
         """)

@@ -28,7 +28,9 @@ def record(method=None, bits=4, losses=(3.0, 3.2, 3.4), **algorithm):
         "data": {"calibration": [32, 512]},
     }
     if method:
-        settings = {"_target_": f"algorithms.{method}", "bits": bits, "group_size": 64}
+        grid = {"_target_": "algorithms.formats.integer", "bits": bits, "group_size": 64}
+        grid |= {key: algorithm.pop(key) for key in ("group_size", "symmetric") if key in algorithm}
+        settings = {"_target_": f"algorithms.{method}", "format": grid}
         found["config"] = {"algorithm": settings | algorithm}
         found["seconds"]["compress"] = 12.0
         found["layers"] = [{"seconds": {"solve": 1.0}}]

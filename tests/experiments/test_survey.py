@@ -16,7 +16,7 @@ from tests.experiments.papers.synthetic import GPTQ, RTN
 
 README = """# A workbench
 
-<!-- results:begin runs="float; algorithm=rtn; algorithm=gptq algorithm.bits=3" -->
+<!-- results:begin runs="float; algorithm=rtn; algorithm=gptq algorithm.format.bits=3" -->
 <!-- results:end -->
 """
 
@@ -134,7 +134,7 @@ def test_a_claim_whose_run_is_missing_says_so(root):
             path.unlink()
     page = Survey(root).render((root / "papers/gptq.md").read_text(), "gptq.md")
     assert (
-        "NOT RUN (needs: `python -m experiments.compress algorithm=gptq algorithm.bits=3 "
+        "NOT RUN (needs: `python -m experiments.compress algorithm=gptq algorithm.format.bits=3 "
         "walk.sequential=false`) | – |" in page
     )
 
@@ -169,7 +169,10 @@ def test_published_numbers_stand_side_by_side(root):
     [
         ("published=gptg", "no page papers/gptg.md; did you mean gptq"),
         ("recipe=wanda", "page asks for recipe=wanda, not in papers/results"),
-        ('runs="algorithm=rtn algorithm.bits=7"', "page asks for 'algorithm=rtn algorithm.bits=7'"),
+        (
+            'runs="algorithm=rtn algorithm.format.bits=7"',
+            "page asks for 'algorithm=rtn algorithm.format.bits=7'",
+        ),
         ("runs=nothing", "page asks for 'nothing', and needs"),
         ("claims=gptg", "no page papers/gptg.md; did you mean gptq"),
         ("claims=gptq scale=papers", "no scale 'papers'; did you mean paper"),

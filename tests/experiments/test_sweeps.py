@@ -6,7 +6,7 @@ import pytest
 
 from tests.experiments import tiny
 
-SWEEP = ["algorithm=rtn", "algorithm.bits=3,9", "algorithm.group_size=32", "seed=0,1"]
+SWEEP = ["algorithm=rtn", "algorithm.format.bits=3,9", "algorithm.format.group_size=32", "seed=0,1"]
 
 
 def multirun(tmp_path, *more, runs="runs"):
@@ -30,7 +30,7 @@ def test_a_failing_job_stops_no_other_and_is_reported(tmp_path):
     rows = [line for line in done.stderr.splitlines() if line[:1].isdigit()]
     assert "2 of 4 jobs finished" in rows[-1]
     assert ["finished" in row for row in rows[:4]] == [True, True, False, False]
-    assert "bits=9 must be from 2 to 8" in rows[2] and "algorithm.bits=9 seed=0" in rows[2]
+    assert "bits=9 must be from 2 to 8" in rows[2] and "algorithm.format.bits=9 seed=0" in rows[2]
     assert "algorithm=rtn" not in rows[2]  # shared by all jobs
 
     again = multirun(tmp_path)
@@ -44,7 +44,7 @@ def test_a_sweep_completes_when_it_is_run_again(tmp_path):
     text = (tmp_path / "text.txt").read_text()
     (tmp_path / "text.txt").unlink()
     command = ["experiments.compress", "--multirun", *arguments, "algorithm=rtn,gptq",
-               "algorithm.group_size=32"]  # fmt: skip
+               "algorithm.format.group_size=32"]  # fmt: skip
     failed = tiny.command(*command, cwd=tmp_path)
     assert failed.returncode == 1 and "0 of 2 jobs finished" in failed.stderr
     (tmp_path / "text.txt").write_text(text)

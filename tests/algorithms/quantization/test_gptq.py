@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from algorithms.quantization.gptq import GPTQConfig, gptq, quantize_weight
-from algorithms.quantization.rtn import rtn
+from algorithms.quantization.gptq import quantize_weight
 from algorithms.tensors import QuantizedTensor
+from tests.algorithms.integers import gptq, gptq_config, rtn
 from tests.algorithms.quantization import gptq_official as official
 
 # Name: our options, then the official code's. Block sizes differ on purpose: 12 or less against
@@ -69,7 +69,7 @@ def layer(seed=0, o=7, i=48, n=96, rank=None):
 
 def ours(w, h, **options):
     """GPTQ with unrounded scales unless options say otherwise."""
-    config = GPTQConfig(**{"scale_dtype": None} | options)
+    config = gptq_config(**{"scale_dtype": None} | options)
     return quantize_weight(jnp.asarray(w), jnp.asarray(h), config)
 
 
@@ -101,12 +101,12 @@ def test_equals_the_official_code(x64, layout, bits, symmetric):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_clip_search_is_the_official_mse_option(x64, layout, symmetric):
+def test_search_by_weights_is_the_official_mse_option(x64, layout, symmetric):
     w, x = layer(1)
     h = official.hessian(x)
     mine, theirs = LAYOUTS[layout]
     expected = official.fasterquant(w, h, bits=3, sym=symmetric, mse=True, **theirs)
-    assert_same(ours(w, h, bits=3, symmetric=symmetric, clip_search=True, **mine), expected)
+    assert_same(ours(w, h, bits=3, symmetric=symmetric, search="weights", **mine), expected)
 
 
 @pytest.mark.parametrize("damping", [1e-4, 0.05, 1.0])
@@ -274,7 +274,7 @@ def test_observing_in_pieces_is_observing_at_once(x64):
 def test_jit_equals_eager(x64, layout):
     w, x = layer(13)
     h = official.hessian(x)
-    config = GPTQConfig(**LAYOUTS[layout][0])
+    config = gptq_config(**LAYOUTS[layout][0])
     eager = quantize_weight(jnp.asarray(w), jnp.asarray(h), config)
     compiled = jax.jit(quantize_weight, static_argnames="config")
     jitted = compiled(jnp.asarray(w), jnp.asarray(h), config)
@@ -311,7 +311,7 @@ def test_the_graph_does_not_grow_with_width(layout):
         shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((8, i), (i, i))]
         return equations(jax.make_jaxpr(lambda w, h: ours(w, h, **options))(*shapes).jaxpr)
 
-    options = LAYOUTS[layout][0] | dict(block_size=12, clip_search=True)
+    options = LAYOUTS[layout][0] | dict(block_size=12, search="weights")
     if options["group_size"] is not None:
         options["group_size"] = 12
     assert size(480) == size(48) < 1000
@@ -375,7 +375,7 @@ def test_refuses_settings_that_mean_nothing(options, message):
 def test_refuses_groups_that_do_not_divide():
     sentence = r"group_size=48 must divide the input dimension of w, w.shape=\(4, 128\)"
     with pytest.raises(ValueError, match=sentence):
-        quantize_weight(jnp.ones((4, 128)), jnp.eye(128), GPTQConfig(group_size=48))
+        quantize_weight(jnp.ones((4, 128)), jnp.eye(128), gptq_config(group_size=48))
 
 
 def test_row_groups_may_be_ordered_without_static_groups():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from algorithms.quantization.rtn import rtn
+from tests.algorithms.integers import rtn
 from tests.algorithms.quantization import gptq_official as official
 
 
@@ -28,17 +28,17 @@ def quantized(w, **grid) -> Any:
     return rtn(**{"scale_dtype": None} | grid).compress(jnp.asarray(w), None)
 
 
-@pytest.mark.parametrize("clip_search", [False, True])
+@pytest.mark.parametrize("search", [None, "weights"])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [None, 12, 48])
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_equals_the_official_quantizer(bits, group_size, symmetric, clip_search):
+def test_equals_the_official_quantizer(bits, group_size, symmetric, search):
     w = weights(bits)
     with jax.enable_x64(True):
-        options = dict(bits=bits, symmetric=symmetric, clip_search=clip_search)
+        options = dict(bits=bits, symmetric=symmetric, search=search)
         tensor = quantized(w, group_size=group_size, **options)
         for n, piece in enumerate(np.split(w, 48 // tensor.group_size, axis=1)):
-            grid = official.find_params(piece, bits, symmetric, mse=clip_search)
+            grid = official.find_params(piece, bits, symmetric, mse=search is not None)
             columns = slice(n * tensor.group_size, (n + 1) * tensor.group_size)
             np.testing.assert_array_equal(tensor.codes()[:, columns], grid.quantize(piece))
             np.testing.assert_allclose(tensor.scale[:, n], grid.scale, rtol=1e-12)
@@ -84,11 +84,11 @@ def test_more_bits_and_smaller_groups_round_finer():
     assert error(bits=4, group_size=64) < error(bits=4, group_size=64, symmetric=True)
 
 
-def test_clip_search_lowers_the_error_it_searches_on():
+def test_search_lowers_the_error_it_searches_on():
     w = np.random.default_rng(2).standard_t(3, size=(32, 64)).astype(np.float32)
     whole, clipped = (
-        np.asarray(quantized(w, bits=3, clip_search=search).dequantize())
-        for search in (False, True)
+        np.asarray(quantized(w, bits=3, search=search).dequantize())
+        for search in (None, "weights")
     )
     norms = [(np.abs(dense - w) ** 2.4).sum(1) for dense in (whole, clipped)]
     assert (norms[1] <= norms[0] * 1.00001).all() and (norms[1] < norms[0]).any()

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from algorithms.quantization.rtn import rtn
-from algorithms.quantization.stochastic_rounding import stochastic_rounding
+from tests.algorithms.integers import rtn, stochastic_rounding
 
 GRIDS = [
     dict(bits=4, group_size=12),
     dict(bits=3, group_size=None, symmetric=True),
-    dict(bits=2, group_size=24, clip_search=True),
+    dict(bits=2, group_size=24, search="weights"),
     dict(bits=8, group_size=48, scale_dtype=None),
 ]
 

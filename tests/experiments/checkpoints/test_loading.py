@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from algorithms.modules import QuantizedLinear
+from algorithms.elements import Integer
+from algorithms.modules import CompressedLinear
 from algorithms.tensors import QuantizedTensor
 from experiments.checkpoints import loading
 from experiments.checkpoints.sources import open_source
@@ -87,11 +88,12 @@ def test_quantized_tensors_bring_their_layers(tmp_path, monkeypatch):
         if x.ndim != 2 or name == "embed.weight":
             return x
         codes = jnp.asarray(np.clip(np.rint(x * 2) + 8, 0, 15), jnp.uint8)
-        return QuantizedTensor.from_codes(codes, jnp.full((len(x), 1), 0.5), None, 4)
+        element = Integer(bits=4, symmetric=True)
+        return QuantizedTensor.from_codes(codes, jnp.full((len(x), 1), 0.5), element)
 
     monkeypatch.setattr(source, "tensor", tensor)
     block, head = loading.load_block(source, 0), loading.load_head(source)
-    assert isinstance(block.attention.q, QuantizedLinear) and isinstance(head, QuantizedLinear)
+    assert isinstance(block.attention.q, CompressedLinear) and isinstance(head, CompressedLinear)
     np.testing.assert_array_equal(
         block.attention.q.bias[...], source.read("blocks.0.attention.q.bias")
     )

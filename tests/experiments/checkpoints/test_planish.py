@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from algorithms.quantization.rtn import rtn
 from experiments.checkpoints.loading import load_model
 from experiments.checkpoints.planish import Checkpoint, CheckpointWriter
 from experiments.checkpoints.sources import open_source
 from experiments.errors import UserError
+from experiments.recipes import Recipe
 from experiments.streaming import Walk, compress_model
 from models.decoder import DecoderConfig
 from models.rope import RopeScaling
+from tests.algorithms.integers import rtn
 from tests.experiments import tiny
 
 
@@ -26,7 +27,7 @@ def compressed(tmp_path_factory):
 
 def write(source, folder, **walk):
     writer = CheckpointWriter(folder)
-    compress_model(source, writer, rtn(bits=3, group_size=32), None, Walk(**walk))
+    compress_model(source, writer, Recipe(rtn(bits=3, group_size=32)), None, Walk(**walk))
     writer.finish(source.config, source.tokenizer(), {"recipe": ["rtn"]})
 
 
@@ -134,7 +135,7 @@ def test_damage_is_one_sentence(compressed, tmp_path):
 
     description["format"] = 99
     (folder / "planish.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match="has checkpoint format 99; this version reads format 2"):
+    with pytest.raises(UserError, match="has checkpoint format 99; this version reads format 3"):
         open_source(folder)
 
     (folder / "planish.json").write_text("{")

@@ -46,9 +46,9 @@ def of(run: Run, loss=0.0, *, noise=0.01, seed=0, windows="held-out", **fields):
         "status": "finished",
     }
     if run.command == "compress":
-        bits = plain["algorithm"]["bits"]
-        group = plain["algorithm"]["group_size"] or 576
-        bits = bits + (16 if plain["algorithm"]["symmetric"] else 24) / group
+        bits = plain["algorithm"]["format"]["bits"]
+        group = plain["algorithm"]["format"]["group_size"] or 576
+        bits = bits + (16 if plain["algorithm"]["format"]["symmetric"] else 24) / group
         found["footprint"] = {
             "weights": 10**8,
             "weight_bits": int(1e8 * bits),
@@ -78,23 +78,23 @@ def perplexity(losses, windows):
     }
 
 
-GPTQ = "algorithm=gptq algorithm.bits="
-RTN = "algorithm=rtn algorithm.bits="
+GPTQ = "algorithm=gptq algorithm.format.bits="
+RTN = "algorithm=rtn algorithm.format.bits="
 
 
 def everything():
     """What the embedded claims of RTN and GPTQ need, by file name, as a small model would do."""
     losses = {
         "float": 0.0,
-        RTN + "8 algorithm.group_size=null": 0.004,
+        RTN + "8 algorithm.format.group_size=null": 0.004,
         RTN + "4": 0.238,
-        RTN + "4 algorithm.group_size=null": 0.9,
-        RTN + "4 algorithm.symmetric=true": 0.3,
+        RTN + "4 algorithm.format.group_size=null": 0.9,
+        RTN + "4 algorithm.format.symmetric=true": 0.3,
         RTN + "3": 1.109,
         GPTQ + "4": 0.168,
-        GPTQ + "4 algorithm.symmetric=true": 0.207,
+        GPTQ + "4 algorithm.format.symmetric=true": 0.207,
         GPTQ + "3": 0.644,
-        GPTQ + "3 algorithm.group_size=null": 1.4,
+        GPTQ + "3 algorithm.format.group_size=null": 1.4,
         GPTQ + "3 algorithm.activation_order=false": 0.7,
         GPTQ + "3 walk.sequential=false": 0.643,
         GPTQ + "2": 3.1,

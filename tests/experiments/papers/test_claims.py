@@ -61,7 +61,7 @@ def test_the_statistics_are_those_of_a_paired_t_test_in_the_log():
 def test_what_is_missing_is_named_by_its_command():
     needs = judged([record(LOWER, 0.2)])
     assert needs.status == "NOT RUN"
-    command = "python -m experiments.compress algorithm=rtn algorithm.bits=4"
+    command = "python -m experiments.compress algorithm=rtn algorithm.format.bits=4"
     assert str(needs) == f"NOT RUN (needs: `{command}`)"
     assert str(judged([])).count("python -m experiments.compress") == 2
     assert "`python -m experiments.evaluate`" in str(judged([], claim(higher="float")))
@@ -132,7 +132,7 @@ def test_the_embedded_claims_are_all_computed(found):
 
 
 def test_a_run_at_a_scale_begins_with_its_algorithms_overrides(found):
-    lower = run_at(("algorithm=gptq", "algorithm.bits=3"), "paper", "gptq", found)
+    lower = run_at(("algorithm=gptq", "algorithm.format.bits=3"), "paper", "gptq", found)
     assert lower.overrides[0] == "experiment=gptq_llama7b"
     other = run_at(("algorithm=rtn",), "paper", "gptq", found)
     assert other.overrides == ("experiment=rtn_llama7b", "algorithm=rtn")
@@ -145,7 +145,7 @@ def test_a_run_at_a_scale_begins_with_its_algorithms_overrides(found):
 
 
 def test_overrides_that_say_the_same_name_one_run():
-    short, long = parse("algorithm=gptq"), parse(GPTQ + "4 algorithm.group_size=64")
+    short, long = parse("algorithm=gptq"), parse(GPTQ + "4 algorithm.format.group_size=64")
     assert lookup.identity_of(short) == lookup.identity_of(long)
     assert lookup.identity_of(short) != lookup.identity_of(parse("algorithm=rtn"))
 
@@ -160,7 +160,7 @@ def test_the_float_model_of_overrides_is_evaluated_as_they_compress_it():
 
 def test_runs_are_composed_within_another_command():
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        assert lookup.compose(parse(GPTQ + "7")).algorithm.bits == 7
+        assert lookup.compose(parse(GPTQ + "7")).algorithm.format.bits == 7
         assert hydra.compose("evaluate").checkpoint is None  # the outer one goes on
 
 

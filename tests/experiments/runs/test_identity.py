@@ -17,11 +17,13 @@ def changed(plain, **keys):
 
 
 def test_what_does_not_change_a_result_is_left_out(plain):
-    assert EXCLUDED == {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra"}
+    where = {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra"}
+    assert EXCLUDED == where | {"bits"}  # which counts where it is used
     first = identity("compress", plain)
     for key in EXCLUDED:
         assert identity("compress", changed(plain, **{key: "other"})) == first
     assert identity("compress", changed(plain, seed=7, seeds={"data": 7, "method": 8})) == first
+    assert identity("compress", changed(plain, another_step=None, more_rules=[])) == first
     shuffled = dict(sorted(plain.items(), reverse=True))
     assert identity("compress", shuffled) == first
 

@@ -7,7 +7,7 @@ from experiments.errors import UserError
 from experiments.runs import run as runs
 from experiments.runs.journal import Journal
 
-SETTINGS = ["algorithm=rtn", "algorithm.group_size=32"]
+SETTINGS = ["algorithm=rtn", "algorithm.format.group_size=32"]
 
 
 @pytest.fixture

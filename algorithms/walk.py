@@ -1,0 +1,271 @@
+"""The walk over one block: observe each site, compress its readers, go on.
+
+A block is a chain of stages that meet at sites (see `models.sites`). The walk takes the sites in
+order: bring every chunk of calibration activations to the site, observe them, compress the site's
+readers as one matrix, put the result in place, go on. So each linear layer runs once, and each site
+sees what its compressed predecessors produce (the "true sequential" order of the GPTQ code). A
+`SiteTransform` comes before and sees the block as it is: one more forward pass.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from algorithms import surgery
+from algorithms.layerwise import LayerwiseMethod, SiteTransform, Statistics
+from algorithms.tensors import CompressedTensor, DenseTensor
+
+Block = Any  # an nnx.Module with `sites` (name, readers) and `stages()`, as in `models.decoder`
+MethodOf = Callable[[str], LayerwiseMethod | None]  # by module path; None: the layer stays dense
+
+
+class SiteReport(NamedTuple):
+    """What compressing one site's readers cost."""
+
+    site: str
+    error: float | None  # relative, by the method's own measure; None where nothing is compressed
+    seconds: dict[str, float]  # wall time by phase: forward, statistics, solve
+    notes: dict[str, float]  # the method's own, about the site's statistics
+
+
+class BlockResult(NamedTuple):
+    """The compressed weights of a block by module path, and a report for each site."""
+
+    tensors: dict[str, CompressedTensor]
+    reports: list[SiteReport]
+
+
+class NotFiniteError(ValueError):
+    """A site's activations, weights or solution hold NaN or infinity."""
+
+
+def compress_block(
+    block: Block,
+    chunks: MutableSequence[Any],
+    method_of: MethodOf,
+    *,
+    sequential: bool = True,
+    key: Array | None = None,
+) -> BlockResult:
+    """Compress the readers of every site of `block`, and bring `chunks` through it.
+
+    chunks: the calibration activations at the block's input, as its stages take them; replaced one
+    by one by those at its output. May be empty where no method looks at data.
+    sequential: whether later sites see what the compressed layers produce; if not, what the
+    original ones produce.
+    key: for seeded methods, this block's own.
+
+    Raises NotFiniteError, naming the site.
+    """
+    tensors: dict[str, CompressedTensor] = {}
+    reports = []
+    for stage, site in enumerate(block.sites):
+        clock = Clock()
+        if chunks:
+            advance(block, chunks, stage)
+            clock.lap("forward")
+        groups = _groups(block, site, method_of)
+        seen = {m.observe: observe(chunks, m) for m, _ in groups if m.observe is not None}
+        if seen:
+            clock.lap("statistics")
+        site_key = None if key is None else jax.random.fold_in(key, stage)
+        errors, notes, fresh = [], dict[str, float](), dict[str, CompressedTensor]()
+        for n, (method, paths) in enumerate(groups):
+            stats = None if method.observe is None else seen[method.observe]
+            own_key = None if site_key is None or n == 0 else jax.random.fold_in(site_key, n)
+            compressed, error = _compress(
+                block, site.name, paths, stats, site_key if n == 0 else own_key, method
+            )
+            fresh |= compressed
+            errors.append(error)
+            notes |= {name: float(value) for name, value in _notes(stats, method).items()}
+        if sequential:
+            set_weights(block, fresh)
+        tensors |= fresh
+        clock.lap("solve")
+        reports.append(SiteReport(site.name, max(errors, default=None), clock.seconds, notes))
+    if chunks:
+        clock = Clock()
+        advance(block, chunks, len(block.sites))
+        clock.lap("forward")
+        reports.append(SiteReport("output", None, clock.seconds, {}))
+    return BlockResult(tensors, reports)
+
+
+def replay_block(
+    block: Block,
+    tensors: Mapping[str, Any],
+    chunks: MutableSequence[Any],
+    *,
+    sequential: bool = True,
+) -> None:
+    """Bring `chunks` through a block that was compressed before, bit for bit as it was then.
+
+    block: with the dense weights that the walk left it with. tensors: its compressed weights by
+    module path, as `compress_block` gave them.
+    """
+    for stage, site in enumerate(block.sites):
+        advance(block, chunks, stage)
+        if sequential:
+            set_weights(block, {path: tensors[path] for path in site.readers if path in tensors})
+    advance(block, chunks, len(block.sites))
+
+
+def transform_block(block: Block, chunks: Sequence[Any], transform: SiteTransform) -> None:
+    """Scale every site that can take it; `chunks`, at the block's input, are left as they are."""
+    moving, stats = list(chunks), []
+    for stage, _ in enumerate(block.sites):
+        advance(block, moving, stage)
+        stats.append(observe(moving, transform))
+    for site, seen in zip(block.sites, stats, strict=True):
+        if site.absorbs_scale:
+            w = jnp.concatenate([surgery.get_weight(surgery.linear_at(block, path))
+                                 for path in site.readers])  # fmt: skip
+            scale = _scale(w, seen, transform=transform)
+            if not bool(jnp.isfinite(scale).all() & (scale > 0).all()):
+                raise NotFiniteError(explain(site.name, site.readers, math.nan, w, seen))
+            surgery.absorb_scale(block, site, scale)
+
+
+def set_weights(block: Block, tensors: Mapping[str, Any]) -> None:
+    """Put compressed weights into the block, unpacked once for the many chunks to come.
+
+    The same bits from the same tensors, whether they were just solved or read from a checkpoint.
+    """
+    for path, tensor in tensors.items():
+        linear = surgery.linear_at(block, path)
+        unpacked = unpack(tensor, dtype=linear.kernel[...].dtype)
+        if isinstance(unpacked, DenseTensor):
+            surgery.set_weight(linear, unpacked.weight)
+        else:
+            surgery.compress_linear(block, path, unpacked)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def unpack(tensor: Any, *, dtype: Any) -> Any:
+    """`tensor.unpacked(dtype)` as one program of its own, not fused into whatever uses it."""
+    return tensor.unpacked(dtype)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def dense(tensor: Any, *, dtype: Any) -> Float[Array, "o i"]:
+    """`tensor.dequantize(dtype)` as one program of its own."""
+    return tensor.dequantize(dtype)
+
+
+def _groups(block: Block, site: Any, method_of: MethodOf) -> list[tuple[LayerwiseMethod, list]]:
+    """A site's readers by what compresses them as one matrix."""
+    groups: list[tuple[LayerwiseMethod, list[str]]] = []
+    for path in site.readers:
+        method = method_of(path)
+        if method is None:
+            continue
+        rows, together = surgery.linear_at(block, path).out_features, method.row_block
+        stackable = together is None or rows % together == 0
+        last = next((g for g in groups if g[0] is method and stackable), None)
+        if last is None:
+            groups.append((method, [path]))
+        else:
+            last[1].append(path)
+    return groups
+
+
+def _compress(block, site: str, paths: list[str], stats, key, method: LayerwiseMethod):
+    """The compressed weights of `paths`, and the error of all of them as one matrix."""
+    weights = [surgery.get_weight(surgery.linear_at(block, path)) for path in paths]
+    w = jnp.concatenate(weights)
+    tensor = _solve(w, stats, key, method=method)
+    pieces = tensor.split([piece.shape[0] for piece in weights])
+    approximation = jnp.concatenate([dense(piece, dtype=w.dtype) for piece in pieces])
+    error = float(_error(w, approximation, stats, method=method))
+    if not math.isfinite(error):
+        raise NotFiniteError(explain(site, paths, error, w, stats))
+    return dict(zip(paths, pieces, strict=True)), error
+
+
+class Clock:
+    """Wall seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def advance(block: Block, chunks: MutableSequence[Any], stage: int) -> None:
+    """Bring every chunk through one stage."""
+    graph, state = nnx.split(block)
+    for n, flow in enumerate(chunks):
+        chunks[n] = run_stage(graph, state, flow, stage=stage)
+    jax.block_until_ready(chunks[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "stage"))
+def run_stage(graph, state, flow, *, stage: int):
+    return nnx.merge(graph, state).stages()[stage](flow)
+
+
+def observe(chunks: Sequence[Any], method: Any) -> Statistics:
+    """The statistics of the activations that the chunks hold now."""
+    stats = method.init(chunks[0].activation.shape[-1])
+    for flow in chunks:
+        stats = _add(stats, flow.activation, observe=method.observe)
+    return jax.block_until_ready(stats)
+
+
+@functools.partial(jax.jit, static_argnames="observe", donate_argnames="stats")
+def _add(stats, activation, *, observe):
+    return observe(stats, activation.reshape(-1, activation.shape[-1]))
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _solve(w, stats, key, *, method: LayerwiseMethod):
+    return method.compress(w, stats, key) if method.seeded else method.compress(w, stats)
+
+
+@functools.partial(jax.jit, static_argnames="transform")
+def _scale(w, stats, *, transform: SiteTransform):
+    return transform.scale(w, stats)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _error(w, approximation, stats, *, method: LayerwiseMethod):
+    return method.error(w, approximation, stats)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _notes(stats, method: LayerwiseMethod) -> dict[str, Array]:
+    return {} if method.notes is None else method.notes(stats)
+
+
+def explain(
+    site: str, paths: Sequence[str], error: float, w: Float[Array, "o i"], stats: Statistics
+) -> str:
+    """Why something at a site is not finite.
+
+    One number suffices to find out that it is: a NaN anywhere in weights, statistics or solution
+    reaches the error. Where it came from is looked up only then.
+    """
+    what = f"{site} ({', '.join(paths)})"
+    if not jnp.isfinite(w).all():
+        return f"The weights of {what} hold NaN or infinity: the model is damaged, fetch it again."
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)):
+        return (
+            f"The activations at {what} hold NaN or infinity, or overflow float32 when squared: "
+            "look at the blocks before it, or at the calibration text."
+        )
+    return (
+        f"Compressing {what} gave an error of {error}: its statistics are singular. Raise the "
+        "method's damping, or calibrate on more text."
+    )

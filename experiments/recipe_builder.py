@@ -1,0 +1,132 @@
+"""From a configuration to a recipe; every mistake in its rules is a sentence."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from algorithms.blockwise import BlockwiseMethod
+from experiments.configuration import did_you_mean
+from experiments.entry import build
+from experiments.errors import UserError
+from experiments.recipes import ENDS, Method, Recipe, Rule, looks_at_data
+from models.decoder import Block, DecoderConfig
+
+RULE = ("match", "algorithm", "activations", "correction")
+
+
+def build_recipe(config: DictConfig, model: DecoderConfig) -> Recipe:
+    """The recipe of a configuration, for a model of this shape; raises UserError for a mistake."""
+    default = _method(config, {})
+    rules = tuple(_rule(config, n, rule) for n, rule in enumerate(_rules(config)))
+    scaling = build(config, "scaling") if config.get("scaling") else None
+    rotation = build(config, "rotation") if config.get("rotation") else None
+    recipe = Recipe(default, rules, scaling, rotation)
+    _require_used(recipe, model)
+    _require_data_free_ends(recipe)
+    _require_one_kind(recipe, model)
+    return recipe
+
+
+def _rules(config: DictConfig) -> Sequence[Mapping[str, Any]]:
+    rules = OmegaConf.to_container(config.get("rules") or OmegaConf.create([]), resolve=True)
+    assert isinstance(rules, list)
+    return rules
+
+
+def _rule(config: DictConfig, number: int, rule: Any) -> Rule:
+    where = f"rules[{number}]"
+    if not isinstance(rule, Mapping) or not isinstance(rule.get("match"), str):
+        raise UserError(f"{where} should be a mapping with match: PATTERN, and is {rule!r}.")
+    for key in rule:
+        if key not in RULE:
+            raise UserError(f"{where} has no setting {key}{did_you_mean(str(key), RULE)}")
+    try:
+        pattern = re.compile(rule["match"])
+    except re.error as error:
+        raise UserError(f"{where}: match={rule['match']!r} is no pattern: {error}.") from error
+    return Rule(pattern, _method(config, rule))
+
+
+def _method(config: DictConfig, rule: Mapping[str, Any]) -> Method | None:
+    """The algorithm and what goes around it, a rule's settings in place of the configuration's."""
+    nodes = {step: _merged(config, step, rule) for step in ("algorithm", "activations",
+                                                            "correction")}  # fmt: skip
+    if nodes["algorithm"] is None:
+        return None
+    return _instantiate(OmegaConf.create(nodes))
+
+
+def _merged(config: DictConfig, step: str, rule: Mapping[str, Any]) -> Any:
+    """A rule's own settings lie over the configuration's; another target replaces them."""
+    base = config.get(step)
+    plain = None if base is None else OmegaConf.to_container(base, resolve=True)
+    if step not in rule:
+        return plain
+    mine = rule[step]
+    if mine is None or "_target_" in mine or plain is None:
+        return mine
+    return OmegaConf.to_container(OmegaConf.merge(plain, mine))
+
+
+@functools.cache
+def _made(yaml: str) -> Method:
+    """One object for one configuration: what is compiled for a method is compiled once."""
+    nodes = OmegaConf.create(yaml)
+    assert isinstance(nodes, DictConfig)
+    method = build(nodes, "algorithm")
+    for step in ("activations", "correction"):
+        if nodes[step] is None:
+            continue
+        if isinstance(method, BlockwiseMethod):
+            raise UserError(
+                f"{step} goes around methods that take one layer at a time, and "
+                f"{nodes.algorithm._target_} learns a whole block: leave it out ({step}=null)."
+            )
+        method = build(nodes, step)(method)
+    return method
+
+
+def _instantiate(nodes: DictConfig) -> Method:
+    return _made(OmegaConf.to_yaml(nodes))
+
+
+def _require_used(recipe: Recipe, model: DecoderConfig) -> None:
+    """A rule that decides nothing is a mistake: a pattern mistyped, or hidden by one before it."""
+    readers = [path for site in Block.sites for path in site.readers]
+    paths = [f"blocks.{n}.{path}" for n in range(model.layers) for path in readers]
+    paths += ["embed"] if model.tied_embeddings else [*ENDS]
+    for number, rule in enumerate(recipe.rules):
+        deciding = [
+            path for path in paths
+            if rule is next((r for r in recipe.rules if r.pattern.fullmatch(path)), None)
+        ]  # fmt: skip
+        if not deciding:
+            raise UserError(
+                f"rules[{number}]: match={rule.pattern.pattern!r} decides no layer: patterns match "
+                f"whole paths such as {paths[0]}, {paths[len(readers) - 1]} or embed, and the "
+                "first that matches counts."
+            )
+
+
+def _require_data_free_ends(recipe: Recipe) -> None:
+    for path in ENDS:
+        method = recipe.method(path)
+        if method is not None and looks_at_data(method):
+            raise UserError(
+                f"{path} can be compressed by a method without calibration alone: give its rule "
+                "an algorithm such as {_target_: algorithms.quantization.rtn.rtn}."
+            )
+
+
+def _require_one_kind(recipe: Recipe, model: DecoderConfig) -> None:
+    for layer in range(model.layers):
+        found = [m for m in recipe.block(layer).values() if m is not None]
+        learned = [isinstance(m, BlockwiseMethod) for m in found]
+        if any(learned) and not all(learned):
+            raise UserError(
+                f"Block {layer}: a method that learns a whole block and one that takes single "
+                "layers cannot share it: give all its layers one kind, or keep them dense."
+            )

@@ -1,0 +1,103 @@
+"""What is done to each layer of a model: the algorithm, what goes around it, rules.
+
+A recipe's steps are groups of the configuration, taken in this order:
+
+    rotation     of the whole model, which computes as before (QuaRot, SpinQuant)
+    scaling      of each site's channels, which computes as before (SmoothQuant, AWQ)
+    algorithm    that compresses weights
+    activations  are rounded before the compressed layers
+    correction   of what is lost (low rank)
+
+`rules` give single layers their own: the first whose pattern matches a layer's path counts.
+"""
+
+import abc
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from algorithms.blockwise import BlockwiseMethod
+from algorithms.layerwise import LayerwiseMethod, SiteTransform
+from experiments.checkpoints.sources import Source
+from models.decoder import Block, DecoderConfig
+
+type Method = LayerwiseMethod | BlockwiseMethod
+STEPS = ("rotation", "scaling", "algorithm", "activations", "correction")
+ENDS = ("embed", "head")  # dense unless a rule says otherwise
+
+
+class Rotation(abc.ABC):
+    """A change of coordinates that leaves what the model computes as it is; hashable."""
+
+    @abc.abstractmethod
+    def __call__(self, source: Source, windows: Int[np.ndarray, "n T"] | None = None) -> Source:
+        """The model in the new coordinates; a learned change looks at windows of tokens."""
+
+    @abc.abstractmethod
+    def wrap(self, path: str, method: LayerwiseMethod) -> LayerwiseMethod:
+        """The method for a layer whose input is rotated as it arrives; path: within the block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    pattern: re.Pattern[str]
+    method: Method | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is done to each linear layer of a model."""
+
+    default: Method | None
+    rules: tuple[Rule, ...] = ()
+    transform: SiteTransform | None = None
+    rotation: Rotation | None = None
+
+    def method(self, path: str) -> Method | None:
+        """By full path, such as "blocks.3.mlp.down"; None: the layer stays dense."""
+        ruled = next((rule for rule in self.rules if rule.pattern.fullmatch(path)), None)
+        if path in ENDS:
+            return ruled.method if ruled else None
+        method = ruled.method if ruled else self.default
+        if not isinstance(method, LayerwiseMethod) or self.rotation is None:
+            return method
+        return _rotated(self.rotation, path.split(".", 2)[2], method)
+
+    def block(self, layer: int) -> dict[str, Method | None]:
+        """The methods of one block's layers by path within it."""
+        paths = [path for site in Block.sites for path in site.readers]
+        return {path: self.method(f"blocks.{layer}.{path}") for path in paths}
+
+    @property
+    def learns(self) -> bool:
+        """Whether any layer's method learns a whole block, from what the original gives."""
+        methods = [self.default, *(rule.method for rule in self.rules)]
+        return any(isinstance(method, BlockwiseMethod) for method in methods)
+
+    def needs_data(self, config: DecoderConfig) -> bool:
+        """Whether any layer's method looks at activations."""
+        if self.transform is not None:
+            return True
+        found = [m for layer in range(config.layers) for m in self.block(layer).values()]
+        return any(m is not None and looks_at_data(m) for m in found)
+
+
+@functools.cache
+def _rotated(rotation: Rotation, path: str, method: LayerwiseMethod) -> LayerwiseMethod:
+    """One object for a layer of every block: what is compiled for a method is compiled once."""
+    return rotation.wrap(path, method)
+
+
+def looks_at_data(method: Method) -> bool:
+    return isinstance(method, BlockwiseMethod) or method.observe is not None
+
+
+def steps(plain: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a record says was done, in order; plain: the resolved configuration."""
+    found = [plain[step] for step in STEPS if plain.get(step)]
+    return [*found, *({"rule": rule["match"], **rule} for rule in plain.get("rules") or [])]

@@ -1,0 +1,92 @@
+"""Steps and rules: what each layer gets, and the sentence for every mistake."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from algorithms.tensors import QuantizedInput, QuantizedTensor
+from experiments import compress
+from experiments.checkpoints.planish import Checkpoint
+from experiments.errors import UserError
+from experiments.recipe_builder import build_recipe
+from tests.experiments.checkpoints.synthetic import CONFIG
+
+GROUPS = "algorithm.format.group_size=32"
+ROUND = "{_target_: algorithms.quantization.rtn.rtn, format: {_target_: algorithms.formats.fp8}}"
+
+
+def recipe(config, *overrides):
+    return build_recipe(config("algorithm=gptq", GROUPS, *overrides), CONFIG)
+
+
+def rules(*each):
+    return f"rules=[{', '.join(each)}]"
+
+
+def test_without_rules_every_layer_has_the_algorithm_and_the_ends_stay_dense(config):
+    found = recipe(config)
+    assert len(set(found.block(0).values()) | set(found.block(1).values())) == 1
+    assert found.method("embed") is None and found.method("head") is None
+
+
+def test_the_first_rule_that_matches_decides(config):
+    found = recipe(config, rules(
+        "{match: 'blocks.0.mlp.down', algorithm: {format: {bits: 8}}}",
+        "{match: '.*mlp.down', algorithm: null}",
+        f"{{match: 'embed', algorithm: {ROUND}}}",
+    ))  # fmt: skip
+    assert found.method("blocks.1.mlp.down") is None
+    assert found.method("embed") is not None
+    default, eight = found.method("blocks.1.mlp.up"), found.method("blocks.0.mlp.down")
+    w, stats = jnp.ones((4, 32)), default.init(32)
+    assert eight.compress(w, stats).bits == 8 and default.compress(w, stats).bits == 4
+
+
+def test_one_object_for_one_configuration_so_that_it_compiles_once(config):
+    rule = "{match: 'blocks.[01].mlp.down', algorithm: {format: {bits: 8}}}"
+    found = recipe(config, rules(rule))
+    assert found.method("blocks.0.mlp.down") is found.method("blocks.1.mlp.down")
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("{match: '.*mlp.dwon', algorithm: null}", "match='.*mlp.dwon' decides no layer"),
+        ("{match: 'mlp.down', algorithm: null}", "patterns match whole paths such as blocks.0."),
+        ("{match: '(', algorithm: null}", "is no pattern"),
+        ("{algorithm: null}", "should be a mapping with match"),
+        ("{match: '.*', algoritm: null}", "no setting algoritm; did you mean algorithm"),
+        ("{match: '.*', algorithm: {format: {bitz: 3}}}", "has no setting bitz"),
+        ("{match: 'embed', algorithm: {damping: 0.1}}", "embed can be compressed by a method wit"),
+        ("{match: '.*', algorithm: {format: {bits: 17}}}", "bits=17 must be from 2 to 8"),
+    ],
+)
+def test_every_mistake_in_a_rule_is_a_sentence(config, rule, sentence):
+    with pytest.raises(UserError, match=sentence):
+        recipe(config, rules(rule))
+
+
+def test_a_rule_hidden_by_one_before_it_is_a_mistake(config):
+    with pytest.raises(UserError, match=r"rules\[1\].*decides no layer"):
+        recipe(config, rules("{match: '.*', algorithm: {format: {bits: 3}}}",
+                             "{match: '.*mlp.up', algorithm: null}"))  # fmt: skip
+
+
+def test_a_mixed_recipe_is_written_and_evaluated(config):
+    """Bits by layer, a dense layer, a compressed embedding, rounded activations."""
+    done = compress.run(config("algorithm=gptq", GROUPS, "activations=int8_token", rules(
+        "{match: 'blocks.0.mlp.down', algorithm: {format: {bits: 8}}}",
+        "{match: 'blocks.1.attention.o', algorithm: null}",
+        "{match: '.*attention.q', activations: null}",
+        f"{{match: embed, algorithm: {ROUND}, activations: null}}",
+    )))  # fmt: skip
+    checkpoint = Checkpoint(done.checkpoint)
+    down = checkpoint.tensor("blocks.0.mlp.down.weight")
+    assert isinstance(down, QuantizedInput) and down.weight.bits == 8
+    assert isinstance(checkpoint.tensor("blocks.1.attention.q.weight"), QuantizedTensor)
+    assert isinstance(checkpoint.tensor("blocks.1.attention.o.weight"), np.ndarray)
+    assert isinstance(checkpoint.tensor("embed.weight"), QuantizedTensor)
+    assert np.isfinite(done.record["metrics"]["perplexity"]["value"])
+    assert [step.get("rule") for step in checkpoint.description["recipe"]][2:] == [
+        "blocks.0.mlp.down", "blocks.1.attention.o", ".*attention.q", "embed",
+    ]  # fmt: skip
