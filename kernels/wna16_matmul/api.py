@@ -1,6 +1,6 @@
 """The public function: checks shapes, chooses an implementation."""
 
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float16, UInt8
 
 from kernels.packing import packed_width
 from kernels.wna16_matmul import reference, xla
@@ -12,7 +12,7 @@ def wna16_matmul(
     x: Float[Array, "*m i"],
     packed: UInt8[Array, "o b"],
     scale: Float[Array, "o g"],
-    zero: UInt8[Array, "o g"] | None,
+    zero: UInt8[Array, "o g"] | Float16[Array, "o g"] | None,
     *,
     bits: int,
     implementation: str = "auto",

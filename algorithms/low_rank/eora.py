@@ -1,0 +1,44 @@
+"""EoRA. Liu, Khadkevich, Fung, Sakr, Yang, Wang, Muralidharan, Yin, Cheng, Kautz, Wang, Molchanov,
+Chen, 2024, arXiv:2410.21271. Notes: papers/eora.md.
+
+Around any method that leaves an error E = W - Ŵ: with G = X Xᵀ = Q Λ Qᵀ and Q' = Q Λ^½,
+    E Q' = U Σ Vᵀ,   A B = U_k Σ_k V_kᵀ Q'⁻¹ = U_k U_kᵀ E
+so that ‖(E - A B) X‖² = Σ_{j>k} Σ_jj², the least that rank k can leave. Q' need not be inverted.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from algorithms import hessian
+from algorithms.layerwise import LayerwiseMethod
+from algorithms.low_rank import projection
+
+
+def eora(*, rank: int = 32) -> Callable[[LayerwiseMethod], LayerwiseMethod]:
+    """Correct what a method loses by the product of rank `rank` that is best in the output."""
+    projection.require_rank(rank)
+
+    def wrap(method: LayerwiseMethod) -> LayerwiseMethod:
+        if method.observe is hessian.observe:  # it has G already
+            return projection.corrected(method, lambda e, stats: basis(e, stats.gram, rank))
+        paired = projection.beside(method, hessian.init, hessian.observe)._replace(
+            error=lambda w, approximation, stats: hessian.output_error(w, approximation, stats.own),
+            notes=lambda stats: _notes(method, stats),
+        )
+        return projection.corrected(paired, lambda e, stats: basis(e, stats.own.gram, rank))
+
+    return wrap
+
+
+def basis(e: Float[Array, "o i"], gram: Float[Array, "i i"], rank: int) -> Float[Array, "o r"]:
+    """U_k. Only its span counts, so where E has few rows E G Eᵀ serves, without Q'."""
+    if e.shape[0] <= e.shape[1]:
+        return projection.top_eigenvectors(e @ gram @ e.T, rank)
+    values, q = jnp.linalg.eigh(gram)
+    return projection.leading(e @ (q * jnp.sqrt(jnp.maximum(values, 0))), rank)
+
+
+def _notes(method: LayerwiseMethod, stats: projection.PairedStats) -> dict[str, Array]:
+    return hessian.notes(stats.own) | (method.notes(stats.inner) if method.notes else {})
