@@ -28,10 +28,10 @@ class BlockwiseMethod(NamedTuple):
     """A learned method: what is learned for each weight, and how.
 
     `init(w[o, i])` gives a weight's parameters; `approximate(w, parameters)` the weight that the
-    block computes with, differentiable in them; `finish(w, parameters)` the compressed weight, whose
-    dense form is `approximate`'s. The optimizer takes `steps` steps on `batch` windows each, and
-    `project` brings parameters back to where they may be after each; the parameters with the least
-    loss of those seen are kept if `keep_best`, else the last.
+    block computes with, differentiable in them; `finish(w, parameters)` the compressed weight,
+    whose dense form is `approximate`'s. The optimizer takes `steps` steps on `batch` windows each,
+    and after each `project` brings parameters back to where they may be; the parameters with the
+    least loss of those seen are kept if `keep_best`, else the last.
     """
 
     init: Callable[[Float[Array, "o i"]], Parameters]

@@ -6,7 +6,7 @@ and zero point cover a range [low, high] that holds zero.
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -25,6 +25,7 @@ class Element(abc.ABC):
 
     bits: int
     centred: ClassVar[bool] = True  # its ranges are [-m, m], and it has no zero point
+    empty: ClassVar[tuple[float, float]] = (-1.0, 1.0)  # the range of a group of zeros
 
     def __init_subclass__(cls) -> None:
         ELEMENTS[cls.__name__] = cls
@@ -54,7 +55,7 @@ class Integer(Element):
 
     bits: int = 4
     symmetric: bool = False
-    zero_dtype: Literal["uint8", "float16"] = "uint8"  # as stored; of an asymmetric grid
+    zero_dtype: str = "uint8"  # as stored, or float16; of an asymmetric grid
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -65,6 +66,11 @@ class Integer(Element):
     @property
     def centred(self) -> bool:  # type: ignore[override]
         return self.symmetric
+
+    @property
+    def empty(self) -> tuple[float, float]:  # type: ignore[override]
+        """With a real zero point, zero is on the grid of a range that begins there."""
+        return (-1.0, 1.0) if self.symmetric or self.zero_dtype == "uint8" else (0.0, 1.0)
 
     @property
     def top(self) -> int:

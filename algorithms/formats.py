@@ -108,7 +108,8 @@ class Format:
             high = jnp.maximum(-low, high)
             low = -high
         empty = (low == 0) & (high == 0)
-        low, high = jnp.where(empty, -1.0, low), jnp.where(empty, 1.0, high)
+        least, most = self.element.empty
+        low, high = jnp.where(empty, least, low), jnp.where(empty, most, high)
         divisor = self._divisor(w) if self.nested else None
         if self.search is None:
             return self._grid(low, high, divisor)
@@ -237,7 +238,7 @@ def integer(
     search: str | None = None,
 ) -> Format:
     """A uniform grid of 2^bits points per group of consecutive columns; None: one group per row."""
-    element = Integer(bits=bits, symmetric=symmetric, zero_dtype=zero_dtype)  # type: ignore[arg-type]
+    element = Integer(bits=bits, symmetric=symmetric, zero_dtype=zero_dtype)
     return Format(element=element, columns=group_size, scale_dtype=scale_dtype, search=search)
 
 

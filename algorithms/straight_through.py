@@ -58,7 +58,7 @@ def require_learnable(format: Format, name: str) -> None:
         )
     if format.search is not None:
         raise ValueError(
-            f"search={format.search!r} has no effect on {name}, which learns ranges: set it to null."
+            f"search={format.search!r} has no effect on {name}, which learns ranges: choose null."
         )
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from algorithms import surgery
 from algorithms.layerwise import LayerwiseMethod, SiteTransform, Statistics
+from algorithms.modules import CompressedLinear
 from algorithms.tensors import CompressedTensor, DenseTensor
 
 Block = Any  # an nnx.Module with `sites` (name, readers) and `stages()`, as in `models.decoder`
@@ -146,6 +147,13 @@ def set_weights(block: Block, tensors: Mapping[str, Any]) -> None:
             surgery.set_weight(linear, unpacked.weight)
         else:
             surgery.compress_linear(block, path, unpacked)
+
+
+def unpack_layers(block: nnx.Module, dtype: Any = jnp.float32) -> None:
+    """Unpack every compressed layer of a block, once for the many chunks to come."""
+    for _, module in nnx.iter_modules(block):
+        if isinstance(module, CompressedLinear):
+            module.weight.set_value(unpack(module.tensor, dtype=dtype))
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -287,7 +287,10 @@ def _evaluation(
     config: DecoderConfig, kind: Kind, chunk: int, context: int
 ) -> tuple[Work, Work, int]:
     """Work of a block and of the losses over one chunk, and the bytes of a block."""
-    tensors = _tensors(config, kind)
+    tensors = {
+        path: jax.eval_shape(lambda t: t.unpacked(jnp.float32), tensor)
+        for path, tensor in _tensors(config, kind).items()
+    }
     x = programs.flow_shapes(config, chunk, context).residual
     positions = jax.ShapeDtypeStruct((1, context), jnp.int32)
     tokens = jax.ShapeDtypeStruct((chunk, context), jnp.int32)

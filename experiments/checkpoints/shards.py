@@ -22,6 +22,7 @@ from experiments.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # of weights
 STORAGE = {**TYPES, "F64": np.float64, "U8": np.uint8, "I8": np.int8, "I32": np.int32}
+STORAGE |= {"U16": np.uint16, "I16": np.int16, "BOOL": np.bool_}
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from algorithms.walk import unpack_layers
 from experiments import progress
 from experiments.checkpoints.loading import load_blocks, load_embed, load_head, load_norm
 from experiments.checkpoints.sources import Source
@@ -72,12 +73,15 @@ def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 
     activations = [embed(t) for t in tokens]
     with progress.steps("evaluate", source.config.layers + 1) as step:
         for block in load_blocks(source):
+            unpack_layers(block)
             graph, state = nnx.split(block)
             for n, x in enumerate(activations):
                 activations[n] = _run_block(graph, state, x, positions)
             jax.block_until_ready(activations[-1])
             step("")
         head = load_head(source)
+        if head is not None:
+            unpack_layers(head)
         last = nnx.List([load_norm(source), embed if head is None else head])
         graph, state = nnx.split(last)  # type: ignore[arg-type]
         losses = [

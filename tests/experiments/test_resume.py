@@ -19,6 +19,10 @@ from tests.experiments import tiny
 
 GPTQ = ["algorithm=gptq", "algorithm.format.group_size=32", "algorithm.format.bits=3"]
 RTN = ["algorithm=rtn", "algorithm.format.group_size=32"]
+SCALED = ["scaling=awq", *GPTQ, "activations=int8_token", "correction=eora", "correction.rank=2",
+          "rules=[{match: '.*attention.o', algorithm: null}]"]  # fmt: skip
+LEARNED = ["scaling=smoothquant", "algorithm=autoround", "algorithm.steps=4", *GPTQ[1:]]
+TURNED = ["rotation=quarot", *RTN, "activations=int4_token"]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24  # of linux/capability.h and linux/prctl.h
 
 
@@ -58,6 +62,9 @@ def interrupt(monkeypatch, part, error, *, when="before"):
         (GPTQ, "embed", "after"),
         ([*GPTQ, "walk.sequential=false"], "blocks.1", "before"),
         (RTN, "blocks.1", "before"),
+        (SCALED, "blocks.1", "before"),
+        (LEARNED, "blocks.1", "before"),
+        (TURNED, "blocks.1", "before"),
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_bytes(
