@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -22,7 +23,9 @@ from experiments.report import (
     paired_difference,
 )
 
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<>hp"
+COLORS = cycler(color=matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
+SHOWN = 30.0  # times the float model's perplexity
 DIGEST = "planish:records"  # the PNG's text chunk
 
 
@@ -48,11 +51,14 @@ def pareto(records: Sequence[Record], path: Path) -> Path:
     """Perplexity against bits per compressed weight, every method, and the front of the best.
 
     A point is on the front if no other has both fewer or equal bits and a lower perplexity. Bars as
-    in `perplexity_against_size`; whole or not at all.
+    in `perplexity_against_size`; what lies above SHOWN times the float model is left out and
+    counted. Whole or not at all.
     """
-    reference, methods = float_record(records), _by_method(records)
-    with matplotlib.rc_context({"font.size": 10}):
-        figure, axes = _figure("bits per compressed weight, scales and zero points counted")
+    reference = float_record(records)
+    within = [r for r in records if reference is None or _value(r) <= SHOWN * _value(reference)]
+    methods = _by_method(within)
+    with matplotlib.rc_context({"font.size": 10, "axes.prop_cycle": COLORS}):
+        figure, axes = _figure("bits per compressed weight, scales and zero points counted", 7.0)
         best = front([record for mine in methods.values() for record in mine])
         axes.step(
             [_bits(r) for r in best],
@@ -70,7 +76,11 @@ def pareto(records: Sequence[Record], path: Path) -> Path:
         if reference is not None:
             _level(axes, reference)
         axes.margins(x=0.08, y=0.12)
-        axes.legend(fontsize=8, ncols=2, loc="upper right")
+        if above := len(records) - len(within):
+            axes.set_title(
+                f"{above} more above {SHOWN:g} times the float model", fontsize=8, loc="left"
+            )
+        figure.legend(fontsize=7, ncols=3, loc="outside lower center", frameon=False)
         return _save(figure, records, path)
 
 
@@ -104,8 +114,8 @@ def drawn_from(path: Path) -> str | None:
         raise UserError(f"{path} cannot be read as a picture: {error}.") from error
 
 
-def _figure(xlabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+def _figure(xlabel: str, height: float = 4.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
@@ -181,7 +191,7 @@ def _name(axes: Axes, best: Sequence[Record], names: Sequence[str]) -> None:
     named = zip(best, names, strict=True)
     axes.text(
         0.985,
-        0.72,
+        0.97,
         "\n".join(f"{n}  {name}: {_value(r):.1f}" for n, (r, name) in enumerate(named, 1)),
         transform=axes.transAxes,
         ha="right",

@@ -122,6 +122,11 @@ def _require_data_free_ends(recipe: Recipe) -> None:
 
 
 def _require_one_kind(recipe: Recipe, model: DecoderConfig) -> None:
+    if recipe.learns and getattr(recipe.rotation, "online", ()):
+        raise UserError(
+            "A method that learns a whole block does not turn inputs as they arrive: set "
+            "rotation.online=[]."
+        )
     for layer in range(model.layers):
         found = [m for m in recipe.block(layer).values() if m is not None]
         learned = [isinstance(m, BlockwiseMethod) for m in found]

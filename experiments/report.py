@@ -58,7 +58,7 @@ def _step_label(step: Mapping[str, Any]) -> str:
         words.append(f"{step['codebooks']}x{step['codebook_bits']}")
     if "rank" in step:
         words.append(f"rank {step['rank']}")
-    if "format" in step and name not in ("awq",):  # which has the algorithm's
+    if "format" in step and name not in ("awq", "spinquant"):  # which are not of weights
         words += _format_words(step["format"])
     return " ".join(words)
 
