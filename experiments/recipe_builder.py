@@ -122,7 +122,7 @@ def _require_data_free_ends(recipe: Recipe) -> None:
 
 
 def _require_one_kind(recipe: Recipe, model: DecoderConfig) -> None:
-    if recipe.learns and getattr(recipe.rotation, "online", ()):
+    if recipe.learns and recipe.rotation is not None and recipe.rotation.online:
         raise UserError(
             "A method that learns a whole block does not turn inputs as they arrive: set "
             "rotation.online=[]."

@@ -34,6 +34,8 @@ ENDS = ("embed", "head")  # dense unless a rule says otherwise
 class Rotation(abc.ABC):
     """A change of coordinates that leaves what the model computes as it is; hashable."""
 
+    online: tuple[str, ...]  # layers whose input is turned as it arrives
+
     @abc.abstractmethod
     def __call__(self, source: Source, windows: Int[np.ndarray, "n T"] | None = None) -> Source:
         """The model in the new coordinates; a learned change looks at windows of tokens."""
