@@ -63,11 +63,12 @@ def require_learnable(format: Format, name: str) -> None:
 
 
 def whole_range(w: Float[Array, "o i"], format: Format) -> Range:
-    """From each group's least number to its largest; [-1, 1] for a group of zeros."""
+    """From each group's least number to its largest, as `Format.fit` takes it."""
     groups = _grouped(w, format)
     low, high = jnp.minimum(groups.min(-1), 0), jnp.maximum(groups.max(-1), 0)
+    least, most = format.element.empty
     empty = low == high
-    return Range(jnp.where(empty, -1, low), jnp.where(empty, 1, high))
+    return Range(jnp.where(empty, least, low), jnp.where(empty, most, high))
 
 
 def quantize(

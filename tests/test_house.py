@@ -12,6 +12,8 @@ import kernels
 from algorithms.formats import Format, integer
 from algorithms.quantization.aqlm import AQLMConfig
 from algorithms.quantization.gptq import GPTQConfig
+from algorithms.quantization.qtip import QTIPConfig
+from algorithms.quantization.quip_sharp import QuIPSharpConfig
 from experiments import survey
 from experiments.entry import CONF
 from experiments.hardware import Hardware
@@ -24,7 +26,9 @@ STEPS = ["algorithm", "algorithm/format", "rotation", "scaling", "activations", 
 CHOICES = [
     (group, path.stem) for group in STEPS for path in sorted(Path(CONF, group).glob("*.yaml"))
 ]
-CONFIGS = {"gptq": GPTQConfig, "aqlm": AQLMConfig}  # of functions that take their fields
+CONFIGS = {  # of functions that take their fields
+    "gptq": GPTQConfig, "aqlm": AQLMConfig, "qtip": QTIPConfig, "quip_sharp": QuIPSharpConfig,
+}  # fmt: skip
 OWN = {"element", "format", "dynamic"}  # what choices of one function differ in
 
 

@@ -94,7 +94,7 @@ def _disagreements(stem: str, page: Page, entry: Entry) -> Iterator[str]:
     pairs = [("title", page.citation.title), ("year", str(page.citation.year))]
     pairs += [("eprint", page.citation.arxiv)] if page.citation.arxiv else []
     for field, stated in pairs:
-        listed = entry.fields.get(field, "").replace("{", "").replace("}", "")
+        listed = re.sub(r"[{}]|\\(?=#)", "", entry.fields.get(field, ""))
         if listed != stated:
             yield (
                 f"papers/{stem}.md: citation: the {field} is {stated!r}, and {listed!r} in "

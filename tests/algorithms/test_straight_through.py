@@ -55,8 +55,7 @@ def test_what_is_computed_is_what_is_stored(format, compiled):
     # Compiled, the quotient of two scales may be taken after the product: the last bit moves.
     last_bit = 1.2e-7 if compiled and format.nested else 0
     np.testing.assert_allclose(found.dense, tensor.dequantize(), rtol=last_bit, atol=0)
-    if format is not FORMATS["real zero points"]:  # the one that has no code for zero
-        assert not np.asarray(found.dense)[2].any()
+    assert not np.asarray(found.dense)[2].any()
     assert (np.asarray(found.dense) != np.asarray(format.quantize(w).dequantize())).any()
 
 

@@ -101,10 +101,11 @@ def test_the_papers_protocol_is_the_official_one():
     assert (config.data.context, config.data.calibration, config.data.heldout) == (2048, 128, None)
     assert config.walk.sequential and config.data.bos
     algorithm = dict(config.algorithm)
-    assert algorithm == algorithm | dict(
-        bits=4, group_size=None, symmetric=False, activation_order=True, damping=0.01,
-        clip_search=False, scale_dtype=None,
-    )  # fmt: skip
+    assert algorithm == algorithm | dict(activation_order=True, damping=0.01)
+    grid = dict(config.algorithm.format)
+    assert grid == grid | dict(
+        bits=4, group_size=None, symmetric=False, search=None, scale_dtype=None
+    )
 
 
 def test_a_papers_algorithms_share_one_float_model():

@@ -40,7 +40,7 @@ def test_all_three_outcomes_of_a_comparison():
     assert judged([low, high]).status == "HOLDS"
     worse = record(LOWER, 0.4, noise=0.05)
     assert judged([worse, high]).status == "DOES NOT HOLD"
-    alike = record(LOWER, 0.301, noise=0.05)
+    alike = record(LOWER, 0.3, noise=0.05)
     assert judged([alike, high]).status == "INCONCLUSIVE"
 
 
