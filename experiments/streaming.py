@@ -153,7 +153,9 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
     block = next(blocks)
     read = time.perf_counter() - start
     key = jax.random.fold_in(jax.random.key(state.seed), layer)
-    methods, clock = state.recipe.block(layer), Clock()
+    methods = state.recipe.block(layer)
+    _through(block, state.targets)  # before it is transformed, as a resumed walk does
+    clock = Clock()
     try:
         changed = _transform(state, block, layer)
         clock.lap("transform")
@@ -215,15 +217,13 @@ def _put_dense(block: Block, arrays: Mapping[str, Any]) -> None:
 
 
 def _learn(state: _State, block: Block, methods: Mapping[str, Any], key: Any) -> BlockResult:
-    """One block of a learned method; activations and targets go through it."""
+    """One block of a learned method, towards the targets; activations go through it."""
     clock, inputs = Clock(), list(state.chunks)
-    _through(block, state.targets)
-    clock.lap("forward")
     learned = {path: m for path, m in methods.items() if m is not None}
     tensors, loss = learn_block(block, inputs, state.targets, learned, key)
     clock.lap("solve")
     replay_block(block, tensors, state.chunks, sequential=state.walk.sequential)
-    clock.lap("advance")
+    clock.lap("forward")
     notes = {"loss_before": loss.first, "loss_after": loss.last}
     return BlockResult(tensors, [SiteReport("block", loss.last, clock.seconds, notes)])
 

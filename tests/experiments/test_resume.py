@@ -168,7 +168,7 @@ def test_two_identical_commands_at_once(tmp_path, config, undisturbed):
 
 def test_a_disk_that_fills_in_the_middle(tmp_path, config, undisturbed):
     """A limit on the size of a file stands for the quota: blocks fit it, the embedding does not."""
-    settings = ["algorithm=gptq", "algorithm.format.group_size=32", "algorithm.format.bits=2",
+    settings = ["algorithm=gptq", "algorithm.format.group_size=null", "algorithm.format.bits=2",
                 "walk.dense_dtype=float32"]  # fmt: skip
     sizes = {name: len(content) for name, content in undisturbed(settings).items()}
     limit = sizes["parts/embed.safetensors"] - 1

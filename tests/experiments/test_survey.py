@@ -134,7 +134,7 @@ def test_a_claim_whose_run_is_missing_says_so(root):
             path.unlink()
     page = Survey(root).render((root / "papers/gptq.md").read_text(), "gptq.md")
     assert (
-        "NOT RUN (needs: `python -m experiments.compress algorithm=gptq algorithm.format.bits=3 "
+        "NOT RUN (needs: `python -m experiments.compress algorithm=gptq bits=3 "
         "walk.sequential=false`) | – |" in page
     )
 
