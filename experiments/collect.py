@@ -1,6 +1,6 @@
 """Gather runs into one table, repetitions together, differences paired:
 python -m experiments.collect [FOLDER_OR_RECORD …] [--metric M] [--reference R]
-    [--csv FILE] [--markdown FILE]
+    [--csv FILE] [--markdown FILE] [--publish FOLDER]
 
 Every record below the folders counts (runs/ when none is named), and so does every run that has
 none: what failed or was interrupted is listed below the table, with its reason.
@@ -32,8 +32,10 @@ from experiments.errors import UserError
 from experiments.files import write_whole
 from experiments.papers.claims import PERPLEXITY, by_seeds
 from experiments.progress import console
+from experiments.publication import publish
 from experiments.report import Record, bits_per_weight
 from experiments.runs import journal
+from experiments.runs.run import Run as Done
 
 RUNS = Path("runs")
 COLUMNS = ["method", "identity", "seeds", "bits", "metric", "n", "over", "mean", "low", "high"]
@@ -62,6 +64,12 @@ def _record_files(place: Path) -> list[Path]:
         return [place]
     own = sorted(place.rglob(records.FILE))
     return own or sorted(place.glob("*.json"))  # a folder of records, as papers/results is
+
+
+def _finished(places: Sequence[Path]) -> Iterator[Done]:
+    for place in places:
+        for path in sorted(place.rglob(records.FILE)):
+            yield Done(path.parent, records.read(path))
 
 
 def unfinished(places: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -118,6 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reference", help="what a method's name holds (its float model)")
     parser.add_argument("--csv", type=Path, help="write the numbers there")
     parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--publish", type=Path, help="copy the records there: papers/results")
     return parser.parse_args()
 
 
@@ -135,6 +144,9 @@ def main() -> None:
     ):
         if path:
             _write(path, text)
+    if wanted.publish:
+        kept = publish(list(_finished(wanted.places)), wanted.publish)
+        console.print(f"published {len(kept)} records in {wanted.publish}")
     console.print(table(rows, wanted.metric) if rows else "no finished runs")
     for each in lacking:
         console.print(Text(f"not in the table: {each.name}: no {wanted.metric}"), soft_wrap=True)

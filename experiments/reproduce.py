@@ -6,7 +6,6 @@ claims NOT RUN, with the reason, and the others go on.
 """
 
 import dataclasses
-import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,13 @@ from rich.text import Text
 from experiments import compress, evaluate, records, survey
 from experiments.entry import entry_point, resolved
 from experiments.errors import UserError
-from experiments.files import write_whole
 from experiments.papers import pages
 from experiments.papers.claims import PERPLEXITY, Verdict, judge, runs_of
 from experiments.papers.facts import Page, Published
 from experiments.papers.lookup import Run, beginning, compose, identity_of, run_at
 from experiments.progress import console
+from experiments.publication import key, publish
 from experiments.report import Record, label, number
-from experiments.runs.identity import seeds_label
 from experiments.runs.run import Run as Done
 
 RESULTS = records.ROOT / survey.RESULTS
@@ -107,45 +105,12 @@ class Reproduction:
 
     def recorded(self, folder: Path) -> Iterator[list[str]]:
         """Each run that papers/results has too: what, recorded, reproduced, their difference."""
-        known = {_key(r): r for r in survey.load(folder).values()} if self.done else {}
+        known = {key(r): r for r in survey.load(folder).values()} if self.done else {}
         for done in self.done.values():
-            before = known.get(_key(done.record))
+            before = known.get(key(done.record))
             if before is not None:
                 then, now = number(before, PERPLEXITY), number(done.record, PERPLEXITY)
                 yield [label(before), f"{then:.4f}", f"{now:.4f}", f"{now - then:+.2g}"]
-
-
-def _key(record: Record) -> tuple[str, str]:
-    """What tells repetitions of experiments apart; a benchmark is none."""
-    return record.get("identity", ""), json.dumps(record.get("seeds"), sort_keys=True)
-
-
-def publish(done: Sequence[Done], folder: Path) -> list[Path]:
-    """Copy finished records into papers/results, whole; the same run's earlier one is replaced.
-
-    Raises UserError for a record of changed code, and rather than replace another run's.
-    """
-    if unclean := [label(each.record) for each in done if each.record["code"]["clean"] is not True]:
-        raise UserError(
-            f"{', '.join(unclean)}: recorded with changes that no commit holds, so nothing is "
-            "published: commit, and run again with again=true."
-        )
-    targets = [_target(each, folder) for each in done]
-    for each, path in zip(done, targets, strict=True):
-        if path.exists() and _key(records.read(path)) != _key(each.record):
-            raise UserError(f"{path} is of another run: move it away, nothing is published.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for each, path in zip(done, targets, strict=True):
-        write_whole(path, json.dumps(each.record, indent=1) + "\n")
-    return targets
-
-
-def _target(done: Done, folder: Path) -> Path:
-    """Named as the run's folder is, by what was done and its identity, and by seeds if not 0."""
-    identity, seeds = done.record["identity"], seeds_label(done.record["seeds"])
-    name = done.folder.parent.name.removesuffix(f"-{identity[:12]}")
-    repetition = "" if seeds == "seed-0" else f"-{seeds}"
-    return folder / f"{name}-{identity[:8]}{repetition}.json"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

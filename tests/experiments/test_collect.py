@@ -150,6 +150,14 @@ def test_the_command_writes_whole_tables(tmp_path, monkeypatch, capsys):
     assert "not in the table" in shown and "failed: no disk" in shown
 
 
+def test_a_sweeps_records_are_published(tmp_path, monkeypatch, capsys):
+    runs = store(tmp_path / "runs", record("float"), record(GPTQ + "4", 0.2))
+    command(monkeypatch, runs, "--publish", tmp_path / "results")
+    kept = collect.gather([tmp_path / "results"])
+    assert {each["identity"] for each in kept} == {r["identity"] for r in collect.gather([runs])}
+    assert "published 2 records" in capsys.readouterr().err
+
+
 def test_what_lacks_the_metric_is_listed(tmp_path, monkeypatch, capsys):
     store(tmp_path, record("float"), record(RTN + "4", 0.3))
     command(monkeypatch, tmp_path, "--metric", "seconds.compress")

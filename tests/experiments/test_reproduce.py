@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 import pytest
 
-from experiments import reproduce
+from experiments import publication, reproduce
 from experiments.entry import CONF, resolved
 from experiments.errors import UserError
 from experiments.records import ROOT
@@ -145,15 +145,15 @@ def test_what_no_commit_holds_is_not_published(tmp_path, capsys):
 def test_another_runs_file_is_never_replaced(tmp_path):
     record = synthetic.record("algorithm=rtn", 0.2)
     done = Done(Path("runs", "compress", f"rtn-{record['identity'][:12]}", "seed-0"), record)
-    (path,) = reproduce.publish([done], tmp_path)
+    (path,) = publication.publish([done], tmp_path)
     other = record | {"identity": record["identity"][:8] + "0" * 56}
     with pytest.raises(UserError, match="is of another run"):
-        reproduce.publish(
+        publication.publish(
             [Done(Path("compress", f"rtn-{other['identity'][:12]}", "0"), other)], tmp_path
         )
     assert json.loads(path.read_text()) == record
     seeded = synthetic.record("algorithm=rtn", 0.2, seed=1)
-    (beside,) = reproduce.publish([Done(done.folder, seeded)], tmp_path)
+    (beside,) = publication.publish([Done(done.folder, seeded)], tmp_path)
     assert beside.name == path.name.replace(".json", "-seed-1.json")
 
 

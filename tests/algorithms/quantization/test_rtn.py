@@ -87,8 +87,7 @@ def test_more_bits_and_smaller_groups_round_finer():
 def test_search_lowers_the_error_it_searches_on():
     w = np.random.default_rng(2).standard_t(3, size=(32, 64)).astype(np.float32)
     whole, clipped = (
-        np.asarray(quantized(w, bits=3, search=search).dequantize())
-        for search in (None, "weights")
+        np.asarray(quantized(w, bits=3, search=search).dequantize()) for search in (None, "weights")
     )
     norms = [(np.abs(dense - w) ** 2.4).sum(1) for dense in (whole, clipped)]
     assert (norms[1] <= norms[0] * 1.00001).all() and (norms[1] < norms[0]).any()

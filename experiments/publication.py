@@ -1,0 +1,45 @@
+"""Records that documents quote: finished runs copied into papers/results."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import records
+from experiments.errors import UserError
+from experiments.files import write_whole
+from experiments.report import Record, label
+from experiments.runs.identity import seeds_label
+from experiments.runs.run import Run as Done
+
+
+def key(record: Record) -> tuple[str, str]:
+    """What tells repetitions of experiments apart; a benchmark is none."""
+    return record.get("identity", ""), json.dumps(record.get("seeds"), sort_keys=True)
+
+
+def publish(done: Sequence[Done], folder: Path) -> list[Path]:
+    """Copy finished records into papers/results, whole; the same run's earlier one is replaced.
+
+    Raises UserError for a record of changed code, and rather than replace another run's.
+    """
+    if unclean := [label(each.record) for each in done if each.record["code"]["clean"] is not True]:
+        raise UserError(
+            f"{', '.join(unclean)}: recorded with changes that no commit holds, so nothing is "
+            "published: commit, and run again with again=true."
+        )
+    targets = [_target(each, folder) for each in done]
+    for each, path in zip(done, targets, strict=True):
+        if path.exists() and key(records.read(path)) != key(each.record):
+            raise UserError(f"{path} is of another run: move it away, nothing is published.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for each, path in zip(done, targets, strict=True):
+        write_whole(path, json.dumps(each.record, indent=1) + "\n")
+    return targets
+
+
+def _target(done: Done, folder: Path) -> Path:
+    """Named as the run's folder is, by what was done and its identity, and by seeds if not 0."""
+    identity, seeds = done.record["identity"], seeds_label(done.record["seeds"])
+    name = done.folder.parent.name.removesuffix(f"-{identity[:12]}")
+    repetition = "" if seeds == "seed-0" else f"-{seeds}"
+    return folder / f"{name}-{identity[:8]}{repetition}.json"
