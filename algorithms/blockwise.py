@@ -30,8 +30,9 @@ class BlockwiseMethod(NamedTuple):
     `init(w[o, i])` gives a weight's parameters; `approximate(w, parameters)` the weight that the
     block computes with, differentiable in them; `finish(w, parameters)` the compressed weight,
     whose dense form is `approximate`'s. The optimizer takes `steps` steps on `batch` windows each,
-    and after each `project` brings parameters back to where they may be; the parameters with the
-    least loss of those seen are kept if `keep_best`, else the last.
+    and after each `project` brings parameters back to where they may be. The last parameters are
+    kept, or with `keep_best` those of the step with the least loss, divided by what `init`'s lose
+    on the same windows: losses of different windows cannot be compared.
     """
 
     init: Callable[[Float[Array, "o i"]], Parameters]
@@ -74,23 +75,27 @@ def learn_block(
     weights = {path: surgery.get_weight(surgery.linear_at(block, path)) for path in methods}
     x = jnp.concatenate([flow.residual for flow in inputs])
     y = jnp.concatenate([flow.residual for flow in targets])
-    found = _learn(
-        graph, state, weights, x, y, inputs[0].positions[:1], key,
-        methods=tuple(methods.values()), paths=tuple(methods),
-    )  # fmt: skip
-    _require_finite(found, tuple(methods))
+    context = _Context(state, weights, inputs[0].positions[:1])
+    static = dict(graph=graph, methods=tuple(methods.values()), paths=tuple(methods))
+    start = {path: m.init(weights[path]) for path, m in methods.items()}
+    first = _errors(context, start, x, y, **static)
+    parameters, losses = _learn(context, start, x, y, first, key, **static)
+    last = _errors(context, parameters, x, y, **static)
+    loss = BlockLoss(*(float(relative_error(jnp.sum(e), jnp.sum(y**2))) for e in (first, last)))
+    _require_finite(loss, losses, tuple(methods))
     tensors = {
-        path: _finish(weights[path], found.parameters[path], finish=m.finish)
+        path: _finish(weights[path], parameters[path], finish=m.finish)
         for path, m in methods.items()
     }
-    return tensors, BlockLoss(float(found.first), float(found.last))
+    return tensors, loss
 
 
-class _Learned(NamedTuple):
-    parameters: dict[str, Parameters]  # by module path
-    first: Float[Array, ""]
-    last: Float[Array, ""]
-    steps: Float[Array, " s"]  # the loss of each, on its own windows
+class _Context(NamedTuple):
+    """What the loss depends on beside the parameters."""
+
+    state: Any  # the block's arrays
+    weights: dict[str, Float[Array, "o i"]]  # by module path
+    positions: Int[Array, "1 T"]  # of every window
 
 
 def _require_one_schedule(methods: Mapping[str, BlockwiseMethod]) -> None:
@@ -103,21 +108,21 @@ def _require_one_schedule(methods: Mapping[str, BlockwiseMethod]) -> None:
             )
 
 
-def _require_finite(found: _Learned, paths: Sequence[str]) -> None:
+def _require_finite(loss: BlockLoss, losses: Float[Array, " s"], paths: Sequence[str]) -> None:
     """One number suffices to find out: where it came from is looked up only then."""
-    if all(map(math.isfinite, (found.first, found.last, jnp.sum(found.steps)))):
+    if all(math.isfinite(x) for x in (*loss, float(jnp.sum(losses)))):
         return
     what = f"Learning {', '.join(paths)}"
-    if not math.isfinite(found.first):
+    if not math.isfinite(loss.first):
         raise NotFiniteError(
-            f"{what} began with a loss of {found.first}: the activations hold NaN or infinity, or "
+            f"{what} began with a loss of {loss.first}: the activations hold NaN or infinity, or "
             "overflow float32 when squared. Look at the blocks before it, or at the calibration "
             "text."
         )
-    step = int(jnp.argmin(jnp.isfinite(found.steps)))
+    step = int(jnp.argmin(jnp.isfinite(losses)))
     raise NotFiniteError(
-        f"{what} gave a loss of {found.steps[step]} at step {step} of {len(found.steps)}: the "
-        "learning rate is too high. Lower it."
+        f"{what} gave a loss of {losses[step]} at step {step} of {len(losses)}: the learning rate "
+        "is too high. Lower it."
     )
 
 
@@ -126,48 +131,48 @@ def _finish(w, parameters, *, finish):
     return finish(w, parameters)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "methods", "paths"))
-def _learn(graph, state, weights, x, y, positions, key, *, methods, paths) -> _Learned:
-    """x, y: [windows, T, D]; positions: [1, T], those of every window."""
-    learned = dict(zip(paths, methods, strict=True))
+def _output(context: _Context, parameters, x, *, graph, methods, paths):
+    """The block's output with its weights as the methods approximate them."""
+    block = nnx.merge(graph, context.state, copy=True)  # variables of this trace level, to be set
+    for path, m in zip(paths, methods, strict=True):
+        w = m.approximate(context.weights[path], parameters[path])
+        surgery.set_weight(surgery.linear_at(block, path), w)
+    return block(x, jnp.broadcast_to(context.positions, x.shape[:2]))[0]
 
-    def output(dense, x):
-        block = nnx.merge(graph, state, copy=True)  # variables of this trace level, to be set
-        for path, w in dense.items():
-            surgery.set_weight(surgery.linear_at(block, path), w)
-        return block(x, jnp.broadcast_to(positions, x.shape[:2]))[0]
 
-    def approximate(parameters):
-        return {path: m.approximate(weights[path], parameters[path]) for path, m in learned.items()}
+_STATIC = ("graph", "methods", "paths")
 
-    def error(parameters):
-        """On all windows, one at a time."""
-        dense = approximate(parameters)
-        squares = jax.lax.map(lambda pair: jnp.sum((output(dense, pair[0][None]) - pair[1]) ** 2),
-                              (x, y))  # fmt: skip
-        return relative_error(jnp.sum(squares), jnp.sum(y**2))
 
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _errors(context, parameters, x, y, **static) -> Float[Array, " n"]:
+    """The squared error of each window's output."""
+
+    def error(pair):
+        return jnp.sum((_output(context, parameters, pair[0][None], **static) - pair[1]) ** 2)
+
+    return jax.lax.map(error, (x, y))
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _learn(context, start, x, y, first: Float[Array, " n"], key, **static):
+    """The parameters after the descent, and the loss of each step on its own windows.
+
+    x, y: [windows, T, D]; first: the squared error of each window at the start.
+    """
+    learned = dict(zip(static["paths"], static["methods"], strict=True))
+    steps, batch, keep_best = next((m.steps, m.batch, m.keep_best) for m in learned.values())
     scale = 1 / jnp.maximum(jnp.mean(y**2), jnp.finfo(y.dtype).tiny)
 
     def loss(parameters, pick):
-        return jnp.mean((output(approximate(parameters), x[pick]) - y[pick]) ** 2) * scale
-
-    start = {path: m.init(weights[path]) for path, m in learned.items()}
-    last, losses = _descend(
-        loss, start, _batches(key, len(x), methods[0].steps, methods[0].batch), learned
-    )
-    return _Learned(last, error(start), error(last), losses)
-
-
-def _descend(loss, start, picks: Int[Array, "s b"], learned: Mapping[str, BlockwiseMethod]):
-    """The parameters after one step per row of `picks`, or the best ones, and each step's loss."""
-    keep_best = next(iter(learned.values())).keep_best
+        error = jnp.mean((_output(context, parameters, x[pick], **static) - y[pick]) ** 2)
+        score = error * x[pick].size / jnp.sum(first[pick])  # NaN, so no better, where none is lost
+        return error * scale, score
 
     def step(carry, pick):
         parameters, states, best = carry
-        value, gradient = jax.value_and_grad(loss)(parameters, pick)
+        (value, score), gradient = jax.value_and_grad(loss, has_aux=True)(parameters, pick)
         if keep_best:
-            best = jax.lax.cond(value < best[0], lambda: (value, parameters), lambda: best)
+            best = jax.lax.cond(score < best[0], lambda: (score, parameters), lambda: best)
         moved = {
             path: _update(m, gradient[path], states[path], parameters[path])
             for path, m in learned.items()
@@ -176,11 +181,8 @@ def _descend(loss, start, picks: Int[Array, "s b"], learned: Mapping[str, Blockw
         return (parameters, states, best), value
 
     states = {path: m.optimizer.init(start[path]) for path, m in learned.items()}
-    best = (
-        (jnp.array(jnp.inf, jax.eval_shape(loss, start, picks[0]).dtype), start)
-        if keep_best
-        else None
-    )
+    best: Any = (jnp.array(jnp.inf, y.dtype), start) if keep_best else None
+    picks = _batches(key, len(x), steps, batch)
     (last, _, best), losses = jax.lax.scan(step, (start, states, best), picks)
     return (best[1] if keep_best else last), losses
 

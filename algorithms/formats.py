@@ -112,7 +112,7 @@ class Format:
         low, high = jnp.where(empty, least, low), jnp.where(empty, most, high)
         divisor = self._divisor(w) if self.nested else None
         if self.search is None:
-            return self._grid(low, high, divisor)
+            return self.grid(low, high, divisor)
         return self._search(groups, low, high, divisor, gram)
 
     def _grouped(self, w):
@@ -129,7 +129,8 @@ class Format:
         most = jnp.abs(w).max()
         return (largest / (jnp.where(most == 0, 1, most) * peak)).astype(jnp.float32)
 
-    def _grid(self, low, high, divisor) -> Grid:
+    def grid(self, low, high, divisor=None) -> Grid:
+        """The grid that covers [low, high], both [R, G], with zero inside; stored as it will be."""
         scale = self.element.scale(low, high)
         if self.scale_dtype == POWERS:
             assert isinstance(self.element, SmallFloat)
@@ -150,7 +151,7 @@ class Format:
     def _search(self, groups, low, high, divisor, gram) -> Grid:
         def try_range(best, step):
             p = (1 - step / 100).astype(groups.dtype)
-            grid = self._grid(p * low, p * high, divisor)
+            grid = self.grid(p * low, p * high, divisor)
             scale, zero = self._loaded(grid, groups.dtype)
             codes = self.encode(groups, scale[..., None], zero[..., None])
             rounded = self.decode(codes, scale[..., None], zero[..., None])
@@ -160,7 +161,7 @@ class Format:
                     if new is not None]  # fmt: skip
             return (jnp.minimum(error, best[0]), (*kept, *[None] * (2 - len(kept)))), None
 
-        first = self._grid(low, high, divisor)
+        first = self.grid(low, high, divisor)
         start = (jnp.full_like(low, jnp.inf), tuple(first[:2]))
         (_, (scale, zero)), _ = lax.scan(try_range, start, jnp.arange(RANGES))
         return Grid(scale, zero, divisor)

@@ -89,7 +89,7 @@ def quantize(
         high = jnp.maximum(-low, high)
         low = -high
     divisor = format.fit(w).divisor if format.nested else None  # of the whole weight: not learned
-    grid = jax.lax.stop_gradient(format._grid(low, high, divisor))
+    grid = jax.lax.stop_gradient(format.grid(low, high, divisor))
     step = through(element.scale(low, high), load_scale(grid.scale, divisor).astype(w.dtype))
     if grid.zero is None:
         zero = jax.lax.stop_gradient(element.zero(low, step))

@@ -63,18 +63,15 @@ def test_the_same_key_gives_the_same_bytes_and_another_key_others():
     assert any((a != b).any() for a, b in zip(leaves[0], leaves[2], strict=True))
 
 
-def test_the_best_step_is_found_among_unequal_windows():
-    """A chunk's targets are out of reach, so that its windows lose most whatever the parameters:
-    where one of them comes first, each later step on another window seems better, and is not.
-    """
+def test_windows_that_lose_nothing_do_not_decide_which_step_is_best():
+    """By its loss alone, a step on windows of zeros would be the best, whatever its parameters."""
     inputs = flows()
+    inputs[1] = inputs[1]._replace(residual=0 * inputs[1].residual)
     targets = through(block(), inputs)
-    targets[1] = targets[1]._replace(residual=targets[1].residual + 1)
     wild = autoround(format=integer(bits=4, group_size=8), steps=10, batch=1, learning_rate=0.4)
     methods = dict.fromkeys(PATHS, wild)
-    for key in jax.random.split(jax.random.key(0), 6):
-        _, loss = learn_block(block(), inputs, targets, methods, key)
-        assert loss.last <= loss.first * (1 + 1e-6)
+    _, loss = learn_block(block(), inputs, targets, methods, jax.random.key(0))
+    assert loss.last <= loss.first
 
 
 def test_layers_that_are_not_named_stay_as_they_are():
