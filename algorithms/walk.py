@@ -72,32 +72,43 @@ def compress_block(
         if chunks:
             advance(block, chunks, stage)
             clock.lap("forward")
-        groups = _groups(block, site, method_of)
-        seen = {m.observe: observe(chunks, m) for m, _ in groups if m.observe is not None}
-        if seen:
-            clock.lap("statistics")
         site_key = None if key is None else jax.random.fold_in(key, stage)
-        errors, notes, fresh = [], dict[str, float](), dict[str, CompressedTensor]()
-        for n, (method, paths) in enumerate(groups):
-            stats = None if method.observe is None else seen[method.observe]
-            own_key = None if site_key is None or n == 0 else jax.random.fold_in(site_key, n)
-            compressed, error = _compress(
-                block, site.name, paths, stats, site_key if n == 0 else own_key, method
-            )
-            fresh |= compressed
-            errors.append(error)
-            notes |= {name: float(value) for name, value in _notes(stats, method).items()}
+        found = _compress_site(block, site, chunks, method_of, site_key, clock)
         if sequential:
-            set_weights(block, fresh)
-        tensors |= fresh
+            set_weights(block, found.tensors)
+        tensors |= found.tensors
         clock.lap("solve")
-        reports.append(SiteReport(site.name, max(errors, default=None), clock.seconds, notes))
+        error = max(found.errors, default=None)
+        reports.append(SiteReport(site.name, error, clock.seconds, found.notes))
     if chunks:
         clock = Clock()
         advance(block, chunks, len(block.sites))
         clock.lap("forward")
         reports.append(SiteReport("output", None, clock.seconds, {}))
     return BlockResult(tensors, reports)
+
+
+class _Site(NamedTuple):
+    tensors: dict[str, CompressedTensor]
+    errors: list[float]
+    notes: dict[str, float]
+
+
+def _compress_site(block, site, chunks, method_of, key, clock: "Clock") -> _Site:
+    """Observe once for each kind of statistics, and compress what one method takes together."""
+    groups = _groups(block, site, method_of)
+    seen = {m.observe: observe(chunks, m) for m, _ in groups if m.observe is not None}
+    if seen:
+        clock.lap("statistics")
+    found = _Site({}, [], {})
+    for n, (method, paths) in enumerate(groups):
+        stats = None if method.observe is None else seen[method.observe]
+        own = key if key is None or n == 0 else jax.random.fold_in(key, n)
+        tensors, error = _compress(block, site.name, paths, stats, own, method)
+        found.tensors.update(tensors)
+        found.errors.append(error)
+        found.notes.update({k: float(value) for k, value in _notes(stats, method).items()})
+    return found
 
 
 def replay_block(

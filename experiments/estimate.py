@@ -8,7 +8,6 @@ at the machine's product rate. The constants were measured with SmolLM2-135M on 
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +17,11 @@ from flax import nnx
 
 from algorithms.blockwise import BlockwiseMethod
 from experiments import programs
+from experiments.checkpoint_size import Kind, checkpoint_bytes, kinds_of, tensors_of
 from experiments.checkpoints.sources import shapes
 from experiments.evaluation import perplexity
 from experiments.operations import Work, size, work
-from experiments.recipes import ENDS, Recipe
+from experiments.recipes import Recipe
 from experiments.streaming import Walk
 from models.decoder import Block, DecoderConfig, Flow
 
@@ -46,8 +46,6 @@ COMPILING = 0.004  # seconds for an equation: 6.7 measured for the 1879 of GPTQ,
 # takes 4 to 5 for two passes over 135 million and its compilation.
 HANDLING = 10e-9
 STARTING = 4.0  # seconds to import, open the model and encode the text
-NOTE = 580  # bytes in a checkpoint that describe one tensor, beside its numbers
-TOKEN = 32  # bytes in a checkpoint for one entry of the tokenizer's vocabulary
 
 
 class Estimate(NamedTuple):
@@ -102,7 +100,7 @@ def estimate(
     work (`hardware.process_memory`). Raises ValueError for weights that the method cannot take.
     """
     parameters = sum(math.prod(shape) for shape in shapes(config).values())
-    kinds = {} if recipe is None else _kinds(config, recipe)
+    kinds = {} if recipe is None else kinds_of(config, recipe)
     phases: dict[str, _Phase] = {}
     if recipe is not None:
         phases["compress"] = _compress(config, recipe, kinds, calibration, walk)
@@ -124,53 +122,6 @@ def estimate(
         seconds=seconds,
         disk=0 if recipe is None else checkpoint_bytes(config, recipe, kinds, walk),
     )
-
-
-type Kind = tuple[tuple[str, Any], ...]  # a block's methods by path
-
-
-def _kinds(config: DecoderConfig, recipe: Recipe) -> dict[Kind, int]:
-    """The different blocks that a recipe makes, and how many of each."""
-    return Counter(tuple(recipe.block(layer).items()) for layer in range(config.layers))
-
-
-@functools.cache
-def _tensors(config: DecoderConfig, kind: Kind) -> dict[str, Any]:
-    return programs.compressed_shapes(config, dict(kind))
-
-
-def checkpoint_bytes(
-    config: DecoderConfig, recipe: Recipe, kinds: Mapping[Kind, int], walk: Walk
-) -> int:
-    """On disk: every tensor, what describes it, the tokenizer."""
-    # As the source has it may be wider than it is: float32 is the widest that a source gives.
-    width = jnp.dtype(walk.dense_dtype or "float32").itemsize
-    everything = shapes(config)
-    inside = {n: s for n, s in everything.items() if n.startswith("blocks.0.")}
-    total = sum(_end_bytes(recipe, n, s, width) for n, s in everything.items()
-                if not n.startswith("blocks."))  # fmt: skip
-    for kind, count in kinds.items():
-        tensors = _tensors(config, kind)
-        dense = [s for n, s in inside.items() if _path(n) not in tensors]
-        packed = sum(size(tensor) for tensor in tensors.values())
-        total += count * (packed + width * sum(map(math.prod, dense)))
-    return total + NOTE * len(everything) + TOKEN * config.vocabulary
-
-
-def _end_bytes(recipe: Recipe, name: str, shape: tuple[int, ...], width: int) -> int:
-    """Of a tensor outside the blocks, which only a rule compresses."""
-    path = name.removesuffix(".weight")
-    method = recipe.method(path) if path in ENDS else None
-    if method is None:
-        return width * math.prod(shape)
-    w = jax.ShapeDtypeStruct(shape, jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0)) if getattr(method, "seeded", False) else None
-    return size(jax.eval_shape(functools.partial(programs.compress, method=method), w, None, key))
-
-
-def _path(name: str) -> str:
-    """A tensor's module path within its block: "blocks.3.mlp.up.weight" is of "mlp.up"."""
-    return name.split(".", 2)[-1].removesuffix(".weight")
 
 
 def _seconds(phase: _Phase, rate: float | int) -> float:
@@ -289,7 +240,7 @@ def _evaluation(
     """Work of a block and of the losses over one chunk, and the bytes of a block."""
     tensors = {
         path: jax.eval_shape(lambda t: t.unpacked(jnp.float32), tensor)
-        for path, tensor in _tensors(config, kind).items()
+        for path, tensor in tensors_of(config, kind).items()
     }
     x = programs.flow_shapes(config, chunk, context).residual
     positions = jax.ShapeDtypeStruct((1, context), jnp.int32)

@@ -15,10 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Int
 
-from algorithms import surgery
 from algorithms.blockwise import BlockwiseMethod, learn_block
 from algorithms.tensors import CompressedTensor
 from algorithms.walk import (
@@ -31,7 +29,7 @@ from algorithms.walk import (
     transform_block,
 )
 from experiments import progress
-from experiments.checkpoints.loading import FIELDS, load_blocks, load_embed
+from experiments.checkpoints.loading import load_blocks, load_embed, parameters, put
 from experiments.checkpoints.planish import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
@@ -102,9 +100,7 @@ def compress_model(
             report(found)
             reports.append(found)
             step(f"error {found.worst:.2e}")
-    for name in sorted(n for n in source.names() if not n.startswith("blocks.")):
-        if part_of(name) not in writer.parts:
-            writer.write(part_of(name), {name: _end(state, name)})
+    _write_ends(state)
     return reports
 
 
@@ -134,7 +130,7 @@ def _replay_layer(state: _State, block: Block, layer: int) -> None:
     _through(block, state.targets)
     found = {name.removeprefix(prefix): part.tensor(name) for name in part.trees}
     if state.recipe.transform is not None:
-        _put_dense(block, {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)})
+        put(block, {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)})
     compressed = {
         name.removesuffix(".weight"): tensor
         for name, tensor in found.items() if isinstance(tensor, CompressedTensor)
@@ -187,33 +183,10 @@ def _transform(state: _State, block: Block, layer: int) -> dict[str, np.ndarray]
     compressed = {f"{p}.weight" for p, m in state.recipe.block(layer).items() if m is not None}
     stored = {
         name: dense(state.source, f"blocks.{layer}.{name}", state.walk, x)
-        for name, x in _parameters(block).items() if name not in compressed
+        for name, x in parameters(block).items() if name not in compressed
     }  # fmt: skip
-    _put_dense(block, stored)
+    put(block, stored)
     return stored
-
-
-def _parameters(block: Block) -> dict[str, np.ndarray]:
-    """A block's arrays by name within it, linear weights as [o, i]."""
-    found = {}
-    for path, variable in nnx.to_flat_state(nnx.state(block)):
-        *parts, field = map(str, path)
-        x = np.asarray(variable[...])
-        found[".".join([*parts, FIELDS[field]])] = x.T if field == "kernel" else x
-    return found
-
-
-def _put_dense(block: Block, arrays: Mapping[str, Any]) -> None:
-    for name, x in arrays.items():
-        path, _, field = name.rpartition(".")
-        module: Any = surgery.find(block, path)
-        value = jnp.asarray(x, jnp.float32)
-        if field == "bias":
-            module.bias.set_value(value)
-        elif isinstance(module, nnx.Linear):
-            surgery.set_weight(module, value)
-        else:
-            module.scale.set_value(value)
 
 
 def _learn(state: _State, block: Block, methods: Mapping[str, Any], key: Any) -> BlockResult:
@@ -239,6 +212,13 @@ def _tensors(
         if name.startswith(prefix) and name not in tensors:
             tensors[name] = dense(state.source, name, state.walk)
     return tensors
+
+
+def _write_ends(state: _State) -> None:
+    """What lies outside the blocks."""
+    for name in sorted(n for n in state.source.names() if not n.startswith("blocks.")):
+        if part_of(name) not in state.writer.parts:
+            state.writer.write(part_of(name), {name: _end(state, name)})
 
 
 def _end(state: _State, name: str) -> Any:

@@ -1,11 +1,12 @@
 """Flax modules out of a source, one piece at a time, without initializing weights first."""
 
 import concurrent.futures
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -39,6 +40,30 @@ def load_blocks(
             more = layer + 1 in layers
             upcoming = reader.submit(load_block, source, layer + 1, dtype) if more else None
             yield block
+
+
+def parameters(block: Block) -> dict[str, np.ndarray]:
+    """A block's arrays by name within it, linear weights as [o, i]."""
+    found = {}
+    for path, variable in nnx.to_flat_state(nnx.state(block)):
+        *parts, field = map(str, path)
+        x = np.asarray(variable[...])
+        found[".".join([*parts, FIELDS[field]])] = x.T if field == "kernel" else x
+    return found
+
+
+def put(block: Block, arrays: Mapping[str, Any]) -> None:
+    """Give a block dense arrays by name within it, as `parameters` does."""
+    for name, x in arrays.items():
+        path, _, field = name.rpartition(".")
+        module: Any = surgery.find(block, path)
+        value = jnp.asarray(x, jnp.float32)
+        if field == "bias":
+            module.bias.set_value(value)
+        elif isinstance(module, nnx.Linear):
+            surgery.set_weight(module, value)
+        else:
+            module.scale.set_value(value)
 
 
 def load_embed(source: Source, dtype: DTypeLike = jnp.float32) -> nnx.Embed:

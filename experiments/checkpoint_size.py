@@ -1,0 +1,66 @@
+"""What a compressed model takes to store, from shapes: by kind of block, and on disk."""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import programs
+from experiments.checkpoints.sources import shapes
+from experiments.operations import size
+from experiments.recipes import ENDS, Recipe
+from experiments.streaming import Walk
+from models.decoder import DecoderConfig
+
+NOTE = 580  # bytes in a checkpoint that describe one tensor, beside its numbers
+TOKEN = 32  # bytes in a checkpoint for one entry of the tokenizer's vocabulary
+
+type Kind = tuple[tuple[str, Any], ...]  # a block's methods by path
+
+
+def kinds_of(config: DecoderConfig, recipe: Recipe) -> dict[Kind, int]:
+    """The different blocks that a recipe makes, and how many of each."""
+    return Counter(tuple(recipe.block(layer).items()) for layer in range(config.layers))
+
+
+@functools.cache
+def tensors_of(config: DecoderConfig, kind: Kind) -> dict[str, Any]:
+    return programs.compressed_shapes(config, dict(kind))
+
+
+def checkpoint_bytes(
+    config: DecoderConfig, recipe: Recipe, kinds: Mapping[Kind, int], walk: Walk
+) -> int:
+    """On disk: every tensor, what describes it, the tokenizer."""
+    # As the source has it may be wider than it is: float32 is the widest that a source gives.
+    width = jnp.dtype(walk.dense_dtype or "float32").itemsize
+    everything = shapes(config)
+    inside = {n: s for n, s in everything.items() if n.startswith("blocks.0.")}
+    total = sum(_end_bytes(recipe, n, s, width) for n, s in everything.items()
+                if not n.startswith("blocks."))  # fmt: skip
+    for kind, count in kinds.items():
+        tensors = tensors_of(config, kind)
+        dense = [s for n, s in inside.items() if _path(n) not in tensors]
+        packed = sum(size(tensor) for tensor in tensors.values())
+        total += count * (packed + width * sum(map(math.prod, dense)))
+    return total + NOTE * len(everything) + TOKEN * config.vocabulary
+
+
+def _end_bytes(recipe: Recipe, name: str, shape: tuple[int, ...], width: int) -> int:
+    """Of a tensor outside the blocks, which only a rule compresses."""
+    path = name.removesuffix(".weight")
+    method = recipe.method(path) if path in ENDS else None
+    if method is None:
+        return width * math.prod(shape)
+    w = jax.ShapeDtypeStruct(shape, jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0)) if getattr(method, "seeded", False) else None
+    return size(jax.eval_shape(functools.partial(programs.compress, method=method), w, None, key))
+
+
+def _path(name: str) -> str:
+    """A tensor's module path within its block: "blocks.3.mlp.up.weight" is of "mlp.up"."""
+    return name.split(".", 2)[-1].removesuffix(".weight")

@@ -1,0 +1,62 @@
+"""A step of a recipe in a few words, from its settings: "GPTQ 4 bit g64"."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NAMES = {
+    "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "eora": "EoRA", "gptq": "GPTQ",
+    "hqq": "HQQ", "lqer": "LQER", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
+    "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant", "spinquant": "SpinQuant",
+    "svdquant": "SVDQuant",
+}  # fmt: skip
+
+
+def step_label(step: Mapping[str, Any]) -> str:
+    name = step["_target_"].rsplit(".", 1)[-1]
+    if name == "quantized_inputs":
+        static = [] if step.get("dynamic", True) else ["static"]
+        words = _format_words(step["format"])
+        return " ".join(["activations", *words, *static]).replace("per channel", "per token")
+    named = NAMES.get(name) or (name.replace("_", " ").capitalize() if "_" in name else name)
+    words = [named]
+    if "bits" in step:
+        words.append(f"{step['bits']} bit")
+    if "codebooks" in step:
+        words.append(f"{step['codebooks']}x{step['codebook_bits']}")
+    if "rank" in step:
+        words.append(f"rank {step['rank']}")
+    if "format" in step and name not in ("awq", "spinquant"):  # which are not of weights
+        words += _format_words(step["format"])
+    return " ".join(words)
+
+
+def _format_words(format: Mapping[str, Any]) -> list[str]:
+    """A format in a few words: "4 bit g64", "NVFP4", "FP8 per channel"."""
+    name = format["_target_"].rsplit(".", 1)[-1]
+    if name == "Format":
+        element = format["element"]
+        words = [f"{element['bits']} bit" if "bits" in element else element["name"].upper()]
+        words.append(_scaling_words(format.get("rows"), format.get("columns")))
+        return words
+    if name == "integer":
+        words = [f"{format.get('bits', 4)} bit"]
+    elif name == "microscaling":
+        words = [f"MXFP{1 + sum(int(digit) for digit in format['element'] if digit.isdigit())}"]
+    else:
+        words = [name.upper()]
+    if name in ("integer", "nf4"):
+        group = format.get("group_size", 64)
+        words.append("per channel" if group is None else f"g{group}")
+    if name == "fp8":
+        words.append(_scaling_words(format.get("rows", 1), format.get("columns")))
+    if format.get("symmetric"):
+        words.append("symmetric")
+    return words
+
+
+def _scaling_words(rows: int | None, columns: int | None) -> str:
+    if rows is None and columns is None:
+        return "per tensor"
+    if columns is None:
+        return "per channel" if rows == 1 else f"{rows} rows"
+    return f"g{columns}" if rows == 1 else f"{rows}x{columns}"
