@@ -148,7 +148,10 @@ def _save(path: Path, trees: Trees, note: PartNote) -> None:
     """A safetensors file, whole or not at all. Its metadata are one string: the library writes
     several in no fixed order.
     """
-    arrays = {f"{n}:{f}": np.ascontiguousarray(x) for n, t in trees.items() for f, x in t.items()}
+    arrays = {  # of no axis, NumPy would make one
+        f"{n}:{f}": np.ascontiguousarray(x).reshape(x.shape)
+        for n, t in trees.items() for f, x in t.items()
+    }  # fmt: skip
     specs = {
         name: safetensors.TensorSpec(
             dtype=str(x.dtype), shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes
