@@ -80,7 +80,7 @@ def pareto(records: Sequence[Record], path: Path) -> Path:
             axes.set_title(
                 f"{above} more above {SHOWN:g} times the float model", fontsize=8, loc="left"
             )
-        figure.legend(fontsize=7, ncols=3, loc="outside lower center", frameon=False)
+        figure.legend(fontsize=7, ncols=2, loc="outside lower center", frameon=False)
         return _save(figure, records, path)
 
 

@@ -15,8 +15,10 @@ def step_label(step: Mapping[str, Any]) -> str:
     name = step["_target_"].rsplit(".", 1)[-1]
     if name == "quantized_inputs":
         static = [] if step.get("dynamic", True) else ["static"]
-        words = _format_words(step["format"])
-        return " ".join(["activations", *words, *static]).replace("per channel", "per token")
+        first, *rest = _format_words(step["format"])
+        rest = ["per token" if word == "per channel" else word for word in rest]
+        first = f"A{first.removesuffix(' bit')}" if first.endswith(" bit") else f"A-{first}"
+        return " ".join([first, *(word for word in rest if word != "symmetric"), *static])
     named = NAMES.get(name) or (name.replace("_", " ").capitalize() if "_" in name else name)
     words = [named]
     if "bits" in step:
