@@ -44,6 +44,20 @@ class BlockwiseMethod(NamedTuple):
     keep_best: bool = True
     project: Callable[[Parameters], Parameters] | None = None
 
+    @property
+    def observe(self) -> None:
+        """As a `LayerwiseMethod` says that it looks at no site by itself."""
+
+    @property
+    def seeded(self) -> bool:
+        """`compress` takes no key."""
+        return False
+
+    @property
+    def row_block(self) -> int:
+        """Rows of a weight are independent."""
+        return 1
+
     def compress(self, w: Float[Array, "o i"], stats: None = None) -> CompressedTensor:
         """Without any learning: what a weight's shape leads to."""
         return self.finish(w, self.init(w))

@@ -4,13 +4,15 @@ For y = W x and calibration activations X, ‖W X - Ŵ X‖² = tr(ΔW G ΔWᵀ)
 matrix for all rows of all readers of a site.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from algorithms.layerwise import LayerwiseMethod
 from algorithms.numerics import relative_error
 from kernels.gram import gram
 
@@ -45,6 +47,11 @@ def dead_inputs(stats: HessianStats) -> Bool[Array, " i"]:
 def notes(stats: HessianStats) -> dict[str, Array]:
     """What a record keeps of a site: how many of its inputs are dead."""
     return {"dead_inputs": dead_inputs(stats).sum()}
+
+
+def method(compress: Callable[..., Any], **fields: Any) -> LayerwiseMethod:
+    """A method whose statistics are the Hessian, and whose error is that of the output."""
+    return LayerwiseMethod(init, observe, compress, output_error, notes=notes, **fields)
 
 
 def inverse_factor(h: Float[Array, "i i"], damping: float) -> Float[Array, "i i"]:

@@ -57,7 +57,7 @@ def _end_bytes(recipe: Recipe, name: str, shape: tuple[int, ...], width: int) ->
     if method is None:
         return width * math.prod(shape)
     w = jax.ShapeDtypeStruct(shape, jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0)) if getattr(method, "seeded", False) else None
+    key = jax.eval_shape(lambda: jax.random.key(0)) if method.seeded else None
     return size(jax.eval_shape(functools.partial(programs.compress, method=method), w, None, key))
 
 

@@ -93,16 +93,16 @@ def _shape(config: DecoderConfig, path: str) -> tuple[int, ...]:
 def site_shapes(config: DecoderConfig, group: Solved) -> tuple[Any, Any, Any]:
     """What readers are compressed from: weights as one matrix, statistics, a key."""
     rows, columns = sum(_rows(config, group)), _shape(config, group.paths[0])[1]
-    init = getattr(group.method, "init", None) if observes(group.method) else None
+    init = group.method.init if observes(group.method) else None
     stats = None if init is None else jax.eval_shape(functools.partial(init, columns))
-    seeded = getattr(group.method, "seeded", False)
+    seeded = group.method.seeded
     key = jax.eval_shape(lambda: jax.random.key(0)) if seeded else None
     return jax.ShapeDtypeStruct((rows, columns), jnp.float32), stats, key
 
 
 def observes(method: Any) -> bool:
     """Whether a method has statistics of single sites."""
-    return getattr(method, "observe", None) is not None
+    return method.observe is not None
 
 
 def observe(stats: Any, x: Any, *, method: Any) -> Any:
@@ -112,7 +112,7 @@ def observe(stats: Any, x: Any, *, method: Any) -> Any:
 
 def compress(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
     """A site's readers as one compressed matrix."""
-    seeded = getattr(method, "seeded", False)
+    seeded = method.seeded
     return method.compress(w, stats, key) if seeded else method.compress(w, stats)
 
 
@@ -135,7 +135,7 @@ def compressed_shapes(config: DecoderConfig, methods: Mapping[str, Any]) -> dict
         rows = _rows(config, group)
 
         def pieces(w: Any, stats: Any, key: Any, group=group, rows=rows) -> Any:
-            alone = group.method.row_block if hasattr(group.method, "row_block") else 1
+            alone = group.method.row_block
             if alone is not None and any(n % alone for n in rows):  # as the walk: one by one
                 return [compress(w[:n], stats, key, method=group.method) for n in rows]
             return compress(w, stats, key, method=group.method).split(rows)

@@ -228,7 +228,7 @@ def _end(state: _State, name: str) -> Any:
     if method is None:
         return dense(state.source, name, state.walk)
     w = jnp.asarray(state.source.read(name), jnp.float32)
-    key = (jax.random.key(state.seed),) if getattr(method, "seeded", False) else ()
+    key = (jax.random.key(state.seed),) if method.seeded else ()
     return jax.jit(method.compress)(w, None, *key)
 
 
@@ -290,13 +290,10 @@ def check_shapes(source: Source, recipe: Recipe) -> None:
 def _check_shape(method: Any, shape: tuple[int, ...], where: str) -> None:
     w = jax.ShapeDtypeStruct(shape, jnp.float32)
     try:
-        init = getattr(method, "init", None)
-        learned = isinstance(method, BlockwiseMethod)
-        stats = (
-            None if learned or init is None else jax.eval_shape(functools.partial(init, shape[1]))
-        )
-        seeded = getattr(method, "seeded", False)
-        key = (jax.eval_shape(lambda: jax.random.key(0)),) if seeded else ()
+        stats = None  # of a method that looks at no site
+        if method.observe is not None:
+            stats = jax.eval_shape(functools.partial(method.init, shape[1]))
+        key = (jax.eval_shape(lambda: jax.random.key(0)),) if method.seeded else ()
         jax.eval_shape(method.compress, w, stats, *key)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error

@@ -74,14 +74,7 @@ def aqlm(**config) -> LayerwiseMethod:
     ) -> CodebookTensor:
         return quantize_weight(w, stats.gram, key, config=settings)
 
-    return LayerwiseMethod(
-        hessian.init,
-        hessian.observe,
-        compress,
-        hessian.output_error,
-        seeded=True,
-        notes=hessian.notes,
-    )
+    return hessian.method(compress, seeded=True)
 
 
 # One program, eager or not: rounded otherwise, a tie would send the search another way.

@@ -55,10 +55,7 @@ def gptq(**config) -> LayerwiseMethod:
     def compress(w: Float[Array, "o i"], stats: HessianStats) -> QuantizedTensor:
         return quantize_weight(w, stats.gram, settings)
 
-    return LayerwiseMethod(
-        hessian.init, hessian.observe, compress, hessian.output_error, notes=hessian.notes,
-        row_block=settings.format.rows,
-    )  # fmt: skip
+    return hessian.method(compress, row_block=settings.format.rows)
 
 
 def quantize_weight(

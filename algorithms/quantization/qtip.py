@@ -62,14 +62,8 @@ def qtip(**config) -> LayerwiseMethod:
     def compress(w: Float[Array, "o i"], stats: HessianStats, key: Key[Array, ""]) -> RotatedTensor:
         return quantize_weight(w, stats.gram, key, settings)
 
-    return LayerwiseMethod(
-        hessian.init,
-        hessian.observe,
-        compress,
-        hessian.output_error,
-        seeded=True,
-        notes=hessian.notes,
-        row_block=math.lcm(settings.tile, settings.row_block or 1),
+    return hessian.method(
+        compress, seeded=True, row_block=math.lcm(settings.tile, settings.row_block or 1)
     )
 
 

@@ -57,15 +57,7 @@ def quip_sharp(**config) -> LayerwiseMethod:
     def compress(w: Float[Array, "o i"], stats: HessianStats, key: Key[Array, ""]) -> RotatedTensor:
         return quantize_weight(w, stats.gram, key, settings)
 
-    return LayerwiseMethod(
-        hessian.init,
-        hessian.observe,
-        compress,
-        hessian.output_error,
-        seeded=True,
-        notes=hessian.notes,
-        row_block=settings.row_block or 1,
-    )
+    return hessian.method(compress, seeded=True, row_block=settings.row_block or 1)
 
 
 def quantize_weight(

@@ -23,10 +23,7 @@ def rtn(*, format: Format | None = None) -> LayerwiseMethod:
     compress = functools.partial(quantize_weight, format=format)
     if not format.needs_data:
         return LayerwiseMethod(None, None, compress, row_block=format.rows)
-    return LayerwiseMethod(
-        hessian.init, hessian.observe, compress, hessian.output_error, notes=hessian.notes,
-        row_block=format.rows,
-    )  # fmt: skip
+    return hessian.method(compress, row_block=format.rows)
 
 
 def quantize_weight(

@@ -1,11 +1,18 @@
 """What every compressed weight can do."""
 
 import abc
+import itertools
 from collections.abc import Sequence
 
 import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+
+def spans(rows: Sequence[int]) -> list[slice]:
+    """Consecutive slices of the given lengths."""
+    ends = list(itertools.accumulate(rows))
+    return [slice(end - n, end) for end, n in zip(ends, rows, strict=True)]
 
 
 class CompressedTensor(abc.ABC):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from algorithms.tensors.base import CompressedTensor
+from algorithms.tensors.base import CompressedTensor, spans
 
 
 @functools.partial(
@@ -66,11 +66,7 @@ class CodebookTensor(CompressedTensor):
 
     def split(self, rows: Sequence[int]) -> "list[CodebookTensor]":
         """Consecutive pieces of the given numbers of rows, each with all codebooks."""
-        starts = [sum(rows[:n]) for n in range(len(rows))]
-        return [
-            CodebookTensor(self.codes[a : a + n], self.codebooks, self.scale[a : a + n])
-            for a, n in zip(starts, rows, strict=True)
-        ]
+        return [CodebookTensor(self.codes[s], self.codebooks, self.scale[s]) for s in spans(rows)]
 
 
 def code_dtype(entries: int) -> Any:

@@ -9,7 +9,7 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from algorithms.tensors.base import CompressedTensor
+from algorithms.tensors.base import CompressedTensor, spans
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("weight",), meta_fields=())
@@ -27,5 +27,4 @@ class DenseTensor(CompressedTensor):
         return self.weight if dtype is None else self.weight.astype(dtype)
 
     def split(self, rows: Sequence[int]) -> "list[DenseTensor]":
-        starts = [sum(rows[:n]) for n in range(len(rows))]
-        return [DenseTensor(self.weight[a : a + n]) for a, n in zip(starts, rows, strict=True)]
+        return [DenseTensor(self.weight[s]) for s in spans(rows)]

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from algorithms import lattice
-from algorithms.tensors.base import CompressedTensor
+from algorithms.tensors.base import CompressedTensor, spans
 
 _RESIDUAL = {2: None, 3: jnp.uint8, 4: jnp.uint16}
 
@@ -65,8 +65,4 @@ class LatticeTensor(CompressedTensor):
 
     def split(self, rows: Sequence[int]) -> "list[LatticeTensor]":
         """Consecutive pieces of the given numbers of rows."""
-        starts = [sum(rows[:n]) for n in range(len(rows))]
-        return [
-            jax.tree.map(lambda part, a=a, n=n: part[a : a + n], self)
-            for a, n in zip(starts, rows, strict=True)
-        ]
+        return [jax.tree.map(lambda part, s=s: part[s], self) for s in spans(rows)]

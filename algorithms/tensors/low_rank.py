@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from algorithms.tensors.base import CompressedTensor
+from algorithms.tensors.base import CompressedTensor, spans
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=())
@@ -50,8 +50,7 @@ class LowRankTensor(CompressedTensor):
 
     def split(self, rows: Sequence[int]) -> "list[LowRankTensor]":
         """Pieces of A, each with a copy of B."""
-        starts = [sum(rows[:n]) for n in range(len(rows))]
-        return [LowRankTensor(self.a[s : s + n], self.b) for s, n in zip(starts, rows, strict=True)]
+        return [LowRankTensor(self.a[s], self.b) for s in spans(rows)]
 
 
 @functools.partial(

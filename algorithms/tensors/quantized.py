@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from algorithms import minifloat
 from algorithms.elements import Element, Integer
-from algorithms.tensors.base import CompressedTensor
+from algorithms.tensors.base import CompressedTensor, spans
 from kernels import packing
 from kernels.wna16_matmul import wna16_matmul
 
@@ -121,8 +121,7 @@ class QuantizedTensor(CompressedTensor):
         return wna16_matmul(x, self.packed, self.scale, self.zero, bits=self.bits)
 
     def split(self, rows: Sequence[int]) -> "list[QuantizedTensor]":
-        starts = [sum(rows[:n]) for n in range(len(rows))]
-        return [self._rows(a, a + n) for a, n in zip(starts, rows, strict=True)]
+        return [self._rows(s.start, s.stop) for s in spans(rows)]
 
     def _rows(self, start: int, stop: int) -> "QuantizedTensor":
         r = self.block[0]
