@@ -171,8 +171,10 @@ FOOTNOTE = (
     "intervals: Student's t over seeds where there are two or more, else over held-out windows; "
     "Δ: paired over the same to the float model or the reference named, nats per token where it is "
     "of the loss; p: of no difference, adjusted for all rows; seconds to compress and GB of peak "
-    "memory are of the first seed."
+    "memory are of the first seed; †: other work had more than a twentieth of the machine "
+    "meanwhile, or how much it had is not on record."
 )
+QUIET = 0.05
 
 
 def markdown(rows: Sequence[Row], metric: str = PERPLEXITY) -> str:
@@ -184,8 +186,9 @@ def markdown(rows: Sequence[Row], metric: str = PERPLEXITY) -> str:
 
 def _cost(record: Record) -> list[str]:
     seconds, memory = record["seconds"].get("compress"), record.get("peak_memory")
+    shared = record.get("elsewhere", {}).get("compress", 1.0) > QUIET
     return [
-        "–" if seconds is None else f"{seconds:.0f}",
+        "–" if seconds is None else f"{seconds:.0f}{' †' if shared else ''}",
         "–" if memory is None else f"{memory / 1e9:.2f}",
     ]
 

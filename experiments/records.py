@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
 from experiments.errors import UserError
 from experiments.files import write_whole
@@ -32,7 +33,9 @@ COMPILE_EVENTS = (
 
 
 class Recorder:
-    """Collects a run's facts while it runs; wall time by phase, compilation apart."""
+    """Collects a run's facts while it runs: by phase, wall time, the compilation within it, and
+    how much of the machine other work had meanwhile.
+    """
 
     def __init__(self, command: str, config: Mapping[str, Any], identity: str):
         reset_peak_memory()
@@ -48,21 +51,25 @@ class Recorder:
             "device": device(),
         }
         self.seconds: dict[str, float] = {}
+        self.elsewhere: dict[str, float] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the body's wall time as `name`, the compilation within it as `name`_compile."""
         with compile_seconds() as compiling:
-            start = time.perf_counter()
+            start, others = time.perf_counter(), _busy_elsewhere()
             yield
             elapsed = time.perf_counter() - start
         self.seconds[name] = elapsed
         self.seconds[f"{name}_compile"] = compiling.total
+        share = (_busy_elsewhere() - others) / (elapsed * (psutil.cpu_count() or 1))
+        self.elsewhere[name] = min(max(share, 0.0), 1.0)
 
     def finish(self, **fields: Any) -> dict[str, Any]:
         """The whole record."""
         memory = peak_memory()
-        return {**self.fields, **fields, "seconds": self.seconds, "peak_memory": memory}
+        costs = {"seconds": self.seconds, "elsewhere": self.elsewhere, "peak_memory": memory}
+        return {**self.fields, **fields, **costs}
 
 
 def write(record: Mapping[str, Any], folder: Path) -> Path:
@@ -143,6 +150,14 @@ def compile_seconds() -> Iterator[_Total]:
         yield found
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _busy_elsewhere() -> float:
+    """Core seconds since boot that went to anything but this process, other guests included."""
+    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = ("idle", "iowait", "guest", "guest_nice")  # a guest's time is in its user's too
+    busy = sum(spent for name, spent in machine._asdict().items() if name not in idle)
+    return busy - own.user - own.system
 
 
 def reset_peak_memory() -> None:

@@ -192,3 +192,11 @@ def test_bad_input_is_answered_in_a_sentence(tmp_path, monkeypatch, capsys, argu
         command(monkeypatch, *arguments)
     assert stop.value.code == 1
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("elsewhere, mark", [(0.04, ""), (0.06, " †"), (None, " †")])
+def test_a_time_on_a_busy_machine_is_marked(elsewhere, mark):
+    noted = {} if elsewhere is None else {"elsewhere": {"compress": elsewhere}}
+    found = record(RTN + "4", 0.3, seconds={"compress": 10.0}, **noted)
+    row = comparison.markdown(compare(experiments([found]))).splitlines()[2]
+    assert f"| 10{mark} |" in row
