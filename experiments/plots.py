@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from cycler import cycler
@@ -26,6 +28,7 @@ from experiments.report import (
 MARKERS = "osD^vP*X<>hp"
 COLORS = cycler(color=matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
 SHOWN = 30.0  # times the float model's perplexity
+type Point = tuple[float, float]  # bits per weight, perplexity
 DIGEST = "planish:records"  # the PNG's text chunk
 
 
@@ -44,15 +47,16 @@ def perplexity_against_size(records: Sequence[Record], path: Path) -> Path:
             _level(axes, reference)
         axes.margins(x=0.25, y=0.15)
         axes.legend()
-        return _save(figure, records, path)
+        return _save(figure, path, records_digest(records))
 
 
-def pareto(records: Sequence[Record], path: Path) -> Path:
+def pareto(records: Sequence[Record], path: Path, peers: Sequence[Point] = ()) -> Path:
     """Perplexity against bits per compressed weight, every method, and the front of the best.
 
     A point is on the front if no other has both fewer or equal bits and a lower perplexity. Bars as
     in `perplexity_against_size`; what lies above SHOWN times the float model is left out and
-    counted. Whole or not at all.
+    counted. peers: bits and perplexity of other tools' results, drawn apart and never on the front.
+    Whole or not at all.
     """
     reference = float_record(records)
     within = [r for r in records if reference is None or _value(r) <= SHOWN * _value(reference)]
@@ -75,13 +79,14 @@ def pareto(records: Sequence[Record], path: Path) -> Path:
         _name(axes, best, [names[id(record)] for record in best])
         if reference is not None:
             _level(axes, reference)
+        _elsewhere(axes, peers, math.inf if reference is None else SHOWN * _value(reference))
         axes.margins(x=0.08, y=0.12)
         if above := len(records) - len(within):
             axes.set_title(
                 f"{above} more above {SHOWN:g} times the float model", fontsize=8, loc="left"
             )
         figure.legend(fontsize=7, ncols=2, loc="outside lower center", frameon=False)
-        return _save(figure, records, path)
+        return _save(figure, path, records_digest(records, peers))
 
 
 def front(records: Sequence[Record]) -> list[Record]:
@@ -93,12 +98,13 @@ def front(records: Sequence[Record]) -> list[Record]:
     return best
 
 
-def records_digest(records: Sequence[Record]) -> str:
+def records_digest(records: Sequence[Record], peers: Sequence[Point] = ()) -> str:
     """SHA-256 of the recorded numbers that a picture shows, as they were written."""
-    shown = [
+    shown: list[Any] = [
         [name, record.get("footprint"), record["metrics"]["perplexity"]]
         for record, name in zip(records, labels(records), strict=True)
     ]
+    shown += [f"{bits:.4f} {perplexity:.4f}" for bits, perplexity in peers]
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
@@ -127,10 +133,9 @@ def _figure(xlabel: str, height: float = 4.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, records: Sequence[Record], path: Path) -> Path:
+def _save(figure: Figure, path: Path, digest: str) -> Path:
     partial = path.with_name(f".{path.name}")
-    metadata = {DIGEST: records_digest(records)}
-    figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=metadata)
+    figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata={DIGEST: digest})
     partial.replace(path)
     return path
 
@@ -201,6 +206,15 @@ def _name(axes: Axes, best: Sequence[Record], names: Sequence[str]) -> None:
         linespacing=1.4,
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},
     )
+
+
+def _elsewhere(axes: Axes, peers: Sequence[Point], highest: float) -> None:
+    if shown := [point for point in peers if point[1] <= highest]:
+        bits, perplexity = zip(*shown, strict=True)
+        axes.scatter(
+            bits, perplexity, marker="o", edgecolors="black", facecolors="none", s=70,
+            label="other tools",
+        )  # fmt: skip
 
 
 def _level(axes: Axes, reference: Record) -> None:

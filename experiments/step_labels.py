@@ -1,5 +1,6 @@
 """A step of a recipe in a few words, from its settings: "GPTQ 4 bit g64"."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,13 @@ def step_label(step: Mapping[str, Any]) -> str:
     if "format" in step and name not in ("awq", "spinquant"):  # which are not of weights
         words += _format_words(step["format"])
     return " ".join(words)
+
+
+def element_bits(format: Mapping[str, Any]) -> int:
+    """Bits of one element of a format: 8 of "8 bit" and of "E4M3", 4 of "NVFP4"."""
+    word = _format_words(format)[0]
+    digits = [int(digit) for digit in re.findall(r"\d", word)]
+    return 1 + sum(digits) if re.fullmatch(r"E\dM\d", word) else digits[0]
 
 
 def _format_words(format: Mapping[str, Any]) -> list[str]:

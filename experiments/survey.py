@@ -9,7 +9,7 @@ A document names what it shows between markers, and the text between them is rep
     runs="A; B"       runs by name, in order: "float", or overrides of conf/compress.yaml
     claims=PAGE       the claims of a page and whether they hold [scale=embedded]
     published=A,B     what sources report of the methods of these pages, side by side
-    map=WHAT          taxonomy, timeline or comparison of all pages
+    map=WHAT          taxonomy, timeline or comparison of all pages, or the peers
     benchmark=NAME    the benchmark of that name
 
 With --check nothing is written, and it fails where a document or a picture is not what the records
@@ -17,10 +17,13 @@ say, a page's facts are not valid or the bibliography is incomplete.
 """
 
 import argparse
+import functools
+import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments import plots, records
 from experiments.configuration import did_you_mean
@@ -31,6 +34,7 @@ from experiments.papers import bibliography, maps, pages
 from experiments.papers.claims import judge_page
 from experiments.papers.facts import Page
 from experiments.papers.lookup import Find, finder, float_model, parse
+from experiments.papers.peers import read_peers
 from experiments.progress import console
 from experiments.recipes import steps
 from experiments.report import (
@@ -48,7 +52,12 @@ PICTURED += ["algorithm=gptq", "algorithm=gptq algorithm.format.bits=3"]
 MARKED = re.compile(
     r"(<!-- results:begin(?P<options>[^>]*) -->\n).*?(<!-- results:end -->)", re.DOTALL
 )
-Draw = Callable[[Sequence[Record], Path], Path]
+
+
+class Picture(NamedTuple):
+    path: Path
+    draw: Callable[[Path], Path]
+    digest: str  # of what it is drawn from
 
 
 class Survey:
@@ -58,6 +67,7 @@ class Survey:
         self.root = root
         self.records = load(root / RESULTS)
         self.pages: dict[str, Page] = pages.read_pages(root / "papers")
+        self.peers = read_peers(root / "papers")
         self.find: Find = finder(self.records.values())
 
     def documents(self) -> list[Path]:
@@ -96,12 +106,21 @@ class Survey:
             if fresh != text:
                 yield path, fresh
 
-    def pictures(self) -> Iterator[tuple[Path, Draw, list[Record]]]:
-        """Each picture: where it lies, what draws it and from which records."""
-        pictured = [self.find(parse(name))[0] for name in PICTURED]
-        figures = self.root / FIGURES
-        yield figures / "perplexity_against_size.png", plots.perplexity_against_size, pictured
-        yield figures / "pareto.png", plots.pareto, self.embedded()
+    def pictures(self) -> Iterator[Picture]:
+        """Everything drawn from the records."""
+        few, all_ = [self.find(parse(name))[0] for name in PICTURED], self.embedded()
+        yield Picture(
+            self.root / FIGURES / "perplexity_against_size.png",
+            functools.partial(plots.perplexity_against_size, few),
+            plots.records_digest(few),
+        )
+        float_value = all_[0]["metrics"]["perplexity"]["value"]
+        points = [(p.bits, float_value * math.exp(p.above(all_[0]))) for p in self.peers]
+        yield Picture(
+            self.root / FIGURES / "pareto.png",
+            functools.partial(plots.pareto, all_, peers=points),
+            plots.records_digest(all_, points),
+        )
 
     def problems(self) -> Iterator[str]:
         """Everything that --check fails for, one sentence each."""
@@ -109,11 +128,11 @@ class Survey:
         yield from bibliography.problems(entries, self.pages)
         for path, _ in self.stale():
             yield f"{path.relative_to(self.root)} is stale: run python -m experiments.survey."
-        for path, _, found in self.pictures():
+        for path, _, digest in self.pictures():
             name = path.relative_to(self.root)
             if not path.exists():
                 yield f"{name} is missing: run python -m experiments.survey."
-            elif plots.drawn_from(path) != plots.records_digest(found):
+            elif plots.drawn_from(path) != digest:
                 yield f"{name} was drawn from other records: run python -m experiments.survey."
 
 
@@ -179,9 +198,11 @@ def _map(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     what = wanted["map"]
     if what == "comparison":
         return maps.comparison(survey.embedded())
+    if what == "peers":
+        return maps.peers(survey.embedded(), survey.peers)
     drawn = {"taxonomy": maps.taxonomy, "timeline": maps.timeline}
     if what not in drawn:
-        known = [*drawn, "comparison"]
+        known = [*drawn, "comparison", "peers"]
         raise UserError(f"{where} asks for map={what}{did_you_mean(what, known)}")
     return drawn[what](survey.pages)
 
@@ -214,10 +235,10 @@ def main() -> None:
     if not check:
         for path, fresh in survey.stale():
             written.append(write_whole(path, fresh).name)
-        for path, draw, found in survey.pictures():
-            if not path.exists() or plots.drawn_from(path) != plots.records_digest(found):
+        for path, draw, digest in survey.pictures():
+            if not path.exists() or plots.drawn_from(path) != digest:
                 path.parent.mkdir(exist_ok=True)
-                written.append(draw(found, path).name)
+                written.append(draw(path).name)
     if problems := list(survey.problems()):
         raise UserError(" ".join(problems))
     console.print(f"rendered {', '.join(written)}" if written else "up to date")

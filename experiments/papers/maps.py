@@ -1,11 +1,13 @@
 """The survey's maps: what there is, since when, how good; from pages' facts and records."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from experiments.comparison import compare, experiments, markdown
 from experiments.papers.claims import Verdict
 from experiments.papers.facts import Page
-from experiments.report import Record, grid, label
+from experiments.papers.peers import Peer, size
+from experiments.report import Record, bits_per_weight, grid, label, paired_difference
 
 Pages = Mapping[str, Page]
 
@@ -42,6 +44,42 @@ def comparison(records: Sequence[Record]) -> str:
     others = [row for row in rows if row not in floats]
     others.sort(key=lambda row: row.found.mean)
     return markdown([*floats, *others])
+
+
+def peers(records: Sequence[Record], found: Sequence[Peer]) -> str:
+    """For every size that another tool reaches, its best and ours. records: the float one first."""
+    reference, *runs = records
+    rows = [["weights", "activations", "here", "bits", "Δ loss", "elsewhere", "bits", "Δ loss"]]
+    for wanted in sorted({peer.size for peer in found}, key=lambda s: (-s[0], -(s[1] or 99))):
+        theirs = min((p for p in found if p.size == wanted), key=lambda p: p.above(reference))
+        error = "" if theirs.standard_error is None else f" ± {theirs.standard_error:.3f}"
+        rows.append(
+            [
+                f"{wanted[0]}.x bits",
+                "float" if wanted[1] is None else f"{wanted[1]} bits",
+                *_best([run for run in runs if size(run) == wanted], reference),
+                f"{theirs.method}, {theirs.tool}",
+                f"{theirs.bits:.2f}",
+                f"{theirs.above(reference):+.3f}{error}",
+            ]
+        )
+    return f"{grid(rows)}\n\n{PEERS_NOTE}\n"
+
+
+PEERS_NOTE = (
+    "Best by loss; Δ loss: to the float model that the tool itself evaluates, paired by window, "
+    "nats per token, ± standard error. Ours is over 40 held-out windows and calibrated on 32; each "
+    "tool's own number of windows is in [peers.yaml](peers.yaml)."
+)
+
+
+def _best(runs: Sequence[Record], reference: Record) -> list[str]:
+    """Name, bits and distance to the float model of the run with the lowest loss."""
+    if not runs:
+        return ["–"] * 3
+    best = min(runs, key=lambda run: run["metrics"]["perplexity"]["loss"])
+    mean, error = paired_difference(best, reference) or (math.nan, math.nan)
+    return [label(best), f"{bits_per_weight(best):.2f}", f"{mean:+.3f} ± {error:.3f}"]
 
 
 def published(stems: Sequence[str], pages: Pages) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import records, survey
 from experiments.errors import UserError
-from experiments.papers import lookup, pages
+from experiments.papers import lookup, pages, peers
 from experiments.survey import Survey
 from tests.experiments.papers import synthetic
 from tests.experiments.papers.synthetic import GPTQ, RTN
@@ -33,7 +33,7 @@ def rendered(tmp_path_factory):
     """A repository with two real pages, records of all their embedded runs, and it rendered."""
     root = tmp_path_factory.mktemp("house")
     (root / "papers").mkdir()
-    for name in ("README.md", "rtn.md", "gptq.md"):
+    for name in ("README.md", "rtn.md", "gptq.md", "peers.yaml"):
         shutil.copy(records.ROOT / "papers" / name, root / "papers" / name)
     (root / "papers" / "references.bib").write_text(cited(pages.read_pages(root / "papers")))
     (root / "README.md").write_text(README)
@@ -44,8 +44,8 @@ def rendered(tmp_path_factory):
     found = Survey(root)
     for path, fresh in found.stale():
         path.write_text(fresh)
-    for path, draw, drawn in found.pictures():
-        draw(drawn, path)
+    for path, draw, _ in found.pictures():
+        draw(path)
     return root
 
 
@@ -94,6 +94,34 @@ def test_one_digit_changed_in_a_record_is_found_in_tables_and_pictures(root):
     assert "README.md is stale" in found and "papers/rtn.md is stale" in found
     assert "perplexity_against_size.png was drawn from other records" in found
     assert "pareto.png was drawn from other records" in found
+
+
+def test_another_number_of_a_peer_is_found_in_table_and_picture(root):
+    path = root / "papers" / "peers.yaml"
+    path.write_text(path.read_text().replace("loss: 0.146", "loss: 0.147"))
+    found = " ".join(Survey(root).problems())
+    assert "papers/README.md is stale" in found and "pareto.png was drawn from other" in found
+
+
+def test_the_best_of_every_size_stands_beside_the_best_elsewhere(root):
+    table = shown(root, "papers/README.md", "map=peers")
+    row = next(line for line in table.splitlines() if "| 4.x bits | float |" in "| " + line[2:])
+    assert "GPTQ 4 bit g64 | 4.38 | +0.16" in row
+    assert "AWQ 4 bit g64, llm-compressor 0.14 | 4.31 | +0.146 ± 0.007 |" in row
+    assert "| 4.x bits | 4 bits | – | – | – | NVFP4, llm-compressor" in table  # nothing of ours
+
+
+@pytest.mark.parametrize(
+    "row, sentence",
+    [
+        ("{tool: a, method: b, bits: 4.0}", r"papers/peers.yaml\[0\] lacks 'windows'"),
+        ("{tool: a, method: b, bits: 4.0, windows: 20}", "b needs either loss or perplexity"),
+    ],
+)
+def test_a_peer_without_its_numbers_is_refused(tmp_path, row, sentence):
+    (tmp_path / "peers.yaml").write_text(f"- {row}\n")
+    with pytest.raises(UserError, match=sentence):
+        peers.read_peers(tmp_path)
 
 
 def test_a_missing_picture_and_one_without_a_digest_are_found(root):
