@@ -34,7 +34,7 @@ from experiments.papers import bibliography, maps, pages
 from experiments.papers.claims import judge_page
 from experiments.papers.facts import Page
 from experiments.papers.lookup import Find, finder, float_model, parse
-from experiments.papers.peers import read_peers
+from experiments.papers.peers import read_peers, size
 from experiments.progress import console
 from experiments.recipes import steps
 from experiments.report import (
@@ -108,19 +108,28 @@ class Survey:
 
     def pictures(self) -> Iterator[Picture]:
         """Everything drawn from the records."""
-        few, all_ = [self.find(parse(name))[0] for name in PICTURED], self.embedded()
+        few, figures = [self.find(parse(name))[0] for name in PICTURED], self.root / FIGURES
         yield Picture(
-            self.root / FIGURES / "perplexity_against_size.png",
+            figures / "perplexity_against_size.png",
             functools.partial(plots.perplexity_against_size, few),
             plots.records_digest(few),
         )
-        float_value = all_[0]["metrics"]["perplexity"]["value"]
-        points = [(p.bits, float_value * math.exp(p.above(all_[0]))) for p in self.peers]
-        yield Picture(
-            self.root / FIGURES / "pareto.png",
-            functools.partial(plots.pareto, all_, peers=points),
-            plots.records_digest(all_, points),
-        )
+        yield self._front(figures / "pareto.png", activations=False)
+        yield self._front(figures / "pareto_activations.png", activations=True)
+
+    def _front(self, path: Path, activations: bool) -> Picture:
+        """All that compress weights alone, or all that round activations too."""
+        reference, *runs = self.embedded()
+        shown = [run for run in runs if (size(run)[1] is not None) == activations]
+        value = reference["metrics"]["perplexity"]["value"]
+        peers = [
+            (peer.bits, value * math.exp(peer.above(reference)))
+            for peer in self.peers
+            if (peer.activations is not None) == activations
+        ]
+        found = [reference, *shown]
+        draw = functools.partial(plots.pareto, found, peers=peers)
+        return Picture(path, draw, plots.records_digest(found, peers))
 
     def problems(self) -> Iterator[str]:
         """Everything that --check fails for, one sentence each."""
