@@ -169,7 +169,7 @@ LLOYD_MAX = {2: 0.11748, 3: 0.03455, 4: 0.00950}  # of the best grids of 4, 8 an
 
 @pytest.mark.parametrize("code", trellis.CODES)
 def test_distortion_at_2_bits_is_close_to_the_bound(code):
-    """2^-4 = 0.0625 is the least at any dimension; E8P of QuIP# has 0.092."""
+    """2^-4 = 0.0625 is the least at any dimension; E8P of QuIP# has 0.091."""
     assert 0.0625 < distortion(code, 10, 2) < 0.085 < LLOYD_MAX[2]
     assert distortion(code, 10, 2) < 0.95 * distortion(code, 8, 2)
 

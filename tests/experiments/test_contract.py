@@ -1,5 +1,8 @@
 """What every algorithm promises, those included that join later: conf/algorithm is the list."""
 
+import contextlib
+import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -13,7 +16,9 @@ from experiments import compress
 from experiments.configuration import CONF
 from experiments.entry import build
 from experiments.errors import UserError
+from experiments.operations import work
 from tests.experiments import tiny
+from tests.experiments.checkpoints.synthetic import CONFIG
 
 ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
 
@@ -75,11 +80,41 @@ def layer():
     return jnp.asarray(w, jnp.float32), jnp.asarray(x, jnp.float32)
 
 
-def test_the_same_configuration_gives_the_same_bytes(config, settings):
-    """Other processes too: test_resume.py kills them."""
+@contextlib.contextmanager
+def compilations():
+    """The programs that are compiled meanwhile, as a list that grows."""
+    found = []
+
+    def listen(event, duration_secs, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_the_same_bytes_again_and_no_compilation_for_more_blocks(config, settings, tmp_path):
+    """Bytes in other processes too: test_resume.py kills them. One program per shape, whatever the
+    depth: learning loops included.
+    """
     first = compress.run(config(*settings)).checkpoint
     again = compress.run(config(*settings, "again=true")).checkpoint
     assert again != first and tiny.files(again) == tiny.files(first)
+
+    (tmp_path / "deeper").mkdir()
+    path = tiny.write_model(tmp_path / "deeper", dataclasses.replace(CONFIG, layers=4))
+    with compilations() as more:
+        record = compress.run(config(*settings, f"model.path={path}")).record
+    assert len(record["layers"]) == 4 and not more
+
+
+def test_a_compilation_is_noticed():
+    with compilations() as found:
+        jax.jit(lambda x: x + 271828)(1.0)
+    assert len(found) == 1
 
 
 def test_only_a_seeded_method_depends_on_its_seed(config, settings, method):
@@ -90,6 +125,20 @@ def test_only_a_seeded_method_depends_on_its_seed(config, settings, method):
         assert (parts[0] == parts[1]) is not seeded(method)
     data = compress.run(config(*settings, "seeds.data=1")).checkpoint  # windows are drawn evenly
     assert tiny.files(data / "parts") == parts[0]
+
+
+def test_statistics_cost_no_more_than_their_tokens(method):
+    """Counted operations of twice the activations are at most twice as many."""
+    if not observes(method):
+        pytest.skip("it looks at no activations of single sites")
+    stats = jax.eval_shape(functools.partial(method.init, 64))
+
+    def operations(tokens):
+        x = jax.ShapeDtypeStruct((tokens, 64), jnp.float32)
+        found = work(method.observe, stats, x)
+        return found.products + found.moved
+
+    assert 0 < operations(512) < operations(1024) <= 2 * operations(512)
 
 
 def test_jitted_and_eager_agree(method, layer):
