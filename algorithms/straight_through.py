@@ -8,12 +8,15 @@ Forward, ŵ is what the format stores, to the last bit. Backward, `stored` and `
 and `clip` has slope 1 inside and at its ends, 0 outside.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
+from algorithms.blockwise import BlockwiseMethod
 from algorithms.elements import Element, Integer, SmallFloat
 from algorithms.formats import Format, Grid
 from algorithms.tensors import QuantizedTensor
@@ -123,3 +126,31 @@ def inside(
 
 def _grouped(x: Float[Array, "o i"], format: Format) -> Float[Array, "o g c"]:
     return x.reshape(x.shape[0], -1, format.block(x.shape)[1])
+
+
+def learned(
+    init: Callable[[Float[Array, "o i"]], Any],
+    quantize: Callable[[Float[Array, "o i"], Any, Format], Quantized],
+    format: Format,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    batch: int,
+    keep_best: bool,
+    project: Callable[[Any], Any] | None = None,
+) -> BlockwiseMethod:
+    """A method that learns how weights are rounded onto a format.
+
+    init(w) gives a weight's parameters, quantize(w, parameters, format) what they round it to.
+    """
+    for name, value in {"steps": steps, "batch": batch}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be positive.")
+
+    def approximate(w: Float[Array, "o i"], parameters: Any) -> Float[Array, "o i"]:
+        return quantize(w, parameters, format).dense
+
+    def finish(w: Float[Array, "o i"], parameters: Any) -> QuantizedTensor:
+        return quantize(w, parameters, format).tensor(format)
+
+    return BlockwiseMethod(init, approximate, finish, optimizer, steps, batch, keep_best, project)

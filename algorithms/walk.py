@@ -96,7 +96,8 @@ class _Site(NamedTuple):
 
 def _compress_site(block, site, chunks, method_of, key, clock: "Clock") -> _Site:
     """Observe once for each kind of statistics, and compress what one method takes together."""
-    groups = _groups(block, site, method_of)
+    rows = {path: surgery.linear_at(block, path).out_features for path in site.readers}
+    groups = grouped(rows, method_of)
     seen = {m.observe: observe(chunks, m) for m, _ in groups if m.observe is not None}
     if seen:
         clock.lap("statistics")
@@ -179,15 +180,17 @@ def dense(tensor: Any, *, dtype: Any) -> Float[Array, "o i"]:
     return tensor.dequantize(dtype)
 
 
-def _groups(block: Block, site: Any, method_of: MethodOf) -> list[tuple[LayerwiseMethod, list]]:
-    """A site's readers by what compresses them as one matrix."""
-    groups: list[tuple[LayerwiseMethod, list[str]]] = []
-    for path in site.readers:
+def grouped(rows: Mapping[str, int], method_of: Callable[[str], Any]) -> list[tuple[Any, list]]:
+    """A site's readers by what compresses them as one matrix: methods, each with its paths.
+
+    rows: of every reader, by module path.
+    """
+    groups: list[tuple[Any, list[str]]] = []
+    for path, count in rows.items():
         method = method_of(path)
         if method is None:
             continue
-        rows, together = surgery.linear_at(block, path).out_features, method.row_block
-        stackable = together is None or rows % together == 0
+        stackable = method.row_block is None or count % method.row_block == 0
         last = next((g for g in groups if g[0] is method and stackable), None)
         if last is None:
             groups.append((method, [path]))

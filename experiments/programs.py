@@ -15,6 +15,7 @@ from flax import nnx
 from algorithms import surgery
 from algorithms.blockwise import BlockwiseMethod
 from algorithms.tensors import CompressedTensor
+from algorithms.walk import grouped
 from experiments.checkpoints.sources import shapes
 from models.decoder import Block, DecoderConfig, Flow
 from models.sites import Site
@@ -74,12 +75,13 @@ class Solved(NamedTuple):
 
 def groups(config: DecoderConfig, methods: Mapping[str, Any]) -> list[Solved]:
     """A block's layers as the walk takes them; methods: by path within the block."""
-    found: list[Solved] = []
-    for site in Block.sites:
-        mine = [path for path in site.readers if methods.get(path) is not None]
-        for method in dict.fromkeys(methods[path] for path in mine):
-            found.append(Solved(site, method, tuple(p for p in mine if methods.get(p) is method)))
-    return found
+    return [
+        Solved(site, method, tuple(paths))
+        for site in Block.sites
+        for method, paths in grouped(
+            {path: _shape(config, path)[0] for path in site.readers}, methods.get
+        )
+    ]
 
 
 def _rows(config: DecoderConfig, group: Solved) -> list[int]:
@@ -135,9 +137,6 @@ def compressed_shapes(config: DecoderConfig, methods: Mapping[str, Any]) -> dict
         rows = _rows(config, group)
 
         def pieces(w: Any, stats: Any, key: Any, group=group, rows=rows) -> Any:
-            alone = group.method.row_block
-            if alone is not None and any(n % alone for n in rows):  # as the walk: one by one
-                return [compress(w[:n], stats, key, method=group.method) for n in rows]
             return compress(w, stats, key, method=group.method).split(rows)
 
         found |= zip(group.paths, jax.eval_shape(pieces, *site_shapes(config, group)), strict=True)

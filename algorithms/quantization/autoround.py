@@ -20,7 +20,6 @@ from algorithms.blockwise import BlockwiseMethod
 from algorithms.elements import Integer, SmallFloat
 from algorithms.formats import Format, integer
 from algorithms.straight_through import Quantized, Range
-from algorithms.tensors import QuantizedTensor
 
 
 class Parameters(NamedTuple):
@@ -54,27 +53,18 @@ def autoround(
             f"autoround rounds to integers or small floats, not to {format.element}: a step of V "
             "has no size there."
         )
-    for name, value in {"steps": steps, "batch": batch}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be positive.")
-    rate = 1 / steps if learning_rate is None else learning_rate
+    rate = 1 / max(steps, 1) if learning_rate is None else learning_rate
     range_rate = rate if range_learning_rate is None else range_learning_rate
     if rate < 0 or range_rate < 0:
         raise ValueError(f"{learning_rate=} and {range_learning_rate=} must not be negative.")
-
-    def approximate(w: Float[Array, "o i"], parameters: Parameters) -> Float[Array, "o i"]:
-        return quantize_weight(w, parameters, format).dense
-
-    def finish(w: Float[Array, "o i"], parameters: Parameters) -> QuantizedTensor:
-        return quantize_weight(w, parameters, format).tensor(format)
 
     def init(w: Float[Array, "o i"]) -> Parameters:
         whole = straight_through.whole_range(w, format)
         return Parameters(jnp.zeros_like(w), *map(jnp.ones_like, whole))
 
-    return BlockwiseMethod(
-        init, approximate, finish, sign_descent(rate, range_rate, steps), steps, batch, keep_best,
-        project,
+    return straight_through.learned(
+        init, quantize_weight, format, sign_descent(rate, range_rate, steps),
+        steps=steps, batch=batch, keep_best=keep_best, project=project,
     )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from algorithms import straight_through
 from algorithms.blockwise import BlockwiseMethod
 from algorithms.formats import Format, integer
 from algorithms.straight_through import Quantized, Range
-from algorithms.tensors import QuantizedTensor
 
 START = 4.0  # of γ and β
 EPSILON = 1e-16  # of AdamW: gradients of a relative error in one of many groups are small
@@ -43,24 +42,17 @@ def omniquant(
     """Learnable weight clipping on a format, by default 4-bit integers."""
     format = integer() if format is None else format
     straight_through.require_learnable(format, "omniquant")
-    for name, value in {"steps": steps, "batch": batch}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be positive.")
     if learning_rate < 0:
         raise ValueError(f"{learning_rate=} must not be negative.")
-
-    def approximate(w: Float[Array, "o i"], parameters: Parameters) -> Float[Array, "o i"]:
-        return quantize_weight(w, parameters, format).dense
-
-    def finish(w: Float[Array, "o i"], parameters: Parameters) -> QuantizedTensor:
-        return quantize_weight(w, parameters, format).tensor(format)
 
     def init(w: Float[Array, "o i"]) -> Parameters:
         whole = straight_through.whole_range(w, format)
         return Parameters(*(jnp.full_like(end, START) for end in whole))
 
     optimizer = optax.adamw(learning_rate, eps=EPSILON, weight_decay=0.0)
-    return BlockwiseMethod(init, approximate, finish, optimizer, steps, batch, keep_best)
+    return straight_through.learned(
+        init, quantize_weight, format, optimizer, steps=steps, batch=batch, keep_best=keep_best
+    )
 
 
 def quantize_weight(w: Float[Array, "o i"], parameters: Parameters, format: Format) -> Quantized:
