@@ -19,10 +19,11 @@ is no rotation, and not here.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, Shaped
+from jaxtyping import Array, Float, Int8, Key, Shaped
 
 from algorithms.numerics import relative_error
 from kernels.hadamard import hadamard, largest_block
@@ -102,6 +103,34 @@ def process(
     """
     rotated = rotate_weight(w, signs_in, signs_out, row_block, column_block)
     return rotated, rotate_gram(gram, signs_in, column_block)
+
+
+class Turns(NamedTuple):
+    """The signs of a weight's rotations, as `RotatedTensor.from_signs` takes them."""
+
+    signs_in: Signs
+    signs_out: Signs | None
+    row_block: int | None
+
+
+def prepare(
+    w: Float[Array, "o i"],
+    gram: Float[Array, "i i"],
+    key: Key[Array, ""],
+    row_block: int | None,
+) -> tuple[Float[Array, "o i"], Float[Array, "i i"], Turns]:
+    """W and X Xᵀ turned by signs drawn from `key`; weights of inputs that are always zero are free,
+    and become zero first.
+
+    row_block: outputs that rotate together, or the largest block below that divides o; None: none.
+    """
+    key_in, key_out = jax.random.split(key)
+    signs_in, signs_out, block = signs(key_in, w.shape[1]), None, None
+    if row_block is not None:
+        block = largest_block(math.gcd(w.shape[0], row_block))
+        signs_out = signs(key_out, w.shape[0])
+    w = jnp.where((jnp.diag(gram) == 0)[None], 0, w)
+    return *process(w, gram, signs_out, signs_in, block), Turns(signs_in, signs_out, block)
 
 
 def common_block(rows: Sequence[int]) -> int:

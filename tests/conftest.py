@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 CACHE = tempfile.TemporaryDirectory(prefix="planish-tests-xla-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
@@ -14,3 +16,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="write tests/golden/configs anew: look at their difference before you commit it",
     )
+    parser.addoption("--slow", action="store_true", help="run what takes more than a minute too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(
+                    pytest.mark.skip(reason="over a minute: run with --slow")
+                )

@@ -12,7 +12,6 @@ trellis (algorithms/trellis.py): the shape of its error is that of a 256-dimensi
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -22,7 +21,6 @@ from algorithms.hessian import HessianStats
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors.rotated import RotatedTensor
 from algorithms.tensors.trellis import TrellisTensor
-from kernels.hadamard import largest_block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,20 +73,14 @@ def quantize_weight(
     Raises ValueError if tiles do not divide i, or it has no Hadamard matrix. If H + λ I is not
     positive definite, every scale is NaN.
     """
-    o, i = w.shape
+    i = w.shape[1]
     if i % config.tile:
         raise ValueError(
             f"tile={config.tile} must divide the input dimension of w, {w.shape=}: take a divisor "
             "of it, or leave this layer out."
         )
-    key_in, key_out = jax.random.split(key)
-    signs_in, signs_out, block = incoherence.signs(key_in, i), None, None
-    if config.row_block is not None:
-        block = largest_block(math.gcd(o, config.row_block))
-        signs_out = incoherence.signs(key_out, o)
-    w = jnp.where((jnp.diag(h) == 0)[None], 0, w)  # weights of inputs that are always zero are free
-    rotated = incoherence.process(w, h, signs_out, signs_in, block)
-    return RotatedTensor.from_signs(quantize_rotated(*rotated, config), signs_in, signs_out, block)
+    rotated, gram, turns = incoherence.prepare(w, h, key, config.row_block)
+    return RotatedTensor.from_signs(quantize_rotated(rotated, gram, config), *turns)
 
 
 def quantize_rotated(

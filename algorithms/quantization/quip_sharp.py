@@ -10,7 +10,6 @@ signs and a Hadamard matrix (see algorithms/incoherence.py):
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ from algorithms.hessian import HessianStats
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors.lattice import LatticeTensor
 from algorithms.tensors.rotated import RotatedTensor
-from kernels.hadamard import largest_block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,20 +66,14 @@ def quantize_weight(
     Raises ValueError if i is no multiple of 8 or has no Hadamard matrix. If H + λ I is not positive
     definite, every scale is NaN.
     """
-    o, i = w.shape
+    i = w.shape[1]
     if i % 8:
         raise ValueError(
             f"QuIP# codes 8 columns at a time, and the input dimension of w, {w.shape=}, is no "
             "multiple of 8: leave this layer out, or pad its inputs."
         )
-    key_in, key_out = jax.random.split(key)
-    signs_in, signs_out, block = incoherence.signs(key_in, i), None, None
-    if config.row_block is not None:
-        block = largest_block(math.gcd(o, config.row_block))
-        signs_out = incoherence.signs(key_out, o)
-    w = jnp.where(jnp.diag(h) == 0, 0, w)  # inputs that are always zero: their weights are free
-    rotated = incoherence.process(w, h, signs_out, signs_in, block)
-    return RotatedTensor.from_signs(quantize_rotated(*rotated, config), signs_in, signs_out, block)
+    rotated, gram, turns = incoherence.prepare(w, h, key, config.row_block)
+    return RotatedTensor.from_signs(quantize_rotated(rotated, gram, config), *turns)
 
 
 def quantize_rotated(

@@ -51,6 +51,7 @@ def test_an_unknown_measurement_is_refused(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_kills_end_with_equal_bytes(tmp_path):
     base = tiny.overrides(tmp_path)
     settings = ["algorithm=gptq", "algorithm.format.group_size=32", *base]
