@@ -72,9 +72,16 @@ def _with_ranges(method: LayerwiseMethod) -> LayerwiseMethod:
         low, high = jnp.minimum(stats.low, x.min(0)), jnp.maximum(stats.high, x.max(0))
         return RangeStats(low, high, inner)
 
+    def error(
+        w: Float[Array, "o i"], approximation: Float[Array, "o i"], stats: RangeStats
+    ) -> Float[Array, ""]:
+        """NaN where a range is not finite: no scale would be either."""
+        finite = jnp.isfinite(stats.low).all() & jnp.isfinite(stats.high).all()
+        return jnp.where(finite, method.error(w, approximation, stats.inner), jnp.nan)
+
     return method._replace(
         init=init,
         observe=observe,
-        error=lambda w, approximation, stats: method.error(w, approximation, stats.inner),
+        error=error,
         notes=None if method.notes is None else functools.partial(_inner_notes, method.notes),
     )

@@ -280,8 +280,11 @@ def explain(
     reaches the error. Where it came from is looked up only then.
     """
     what = f"{site} ({', '.join(paths)})"
-    if not jnp.isfinite(w).all():
-        return f"The weights of {what} hold NaN or infinity: the model is damaged, fetch it again."
+    if not jnp.isfinite(jnp.sum(w**2)):
+        return (
+            f"The weights of {what} hold NaN or infinity, or overflow float32 when squared: the "
+            "model is damaged, fetch it again."
+        )
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(stats)):
         return (
             f"The activations at {what} hold NaN or infinity, or overflow float32 when squared: "

@@ -23,6 +23,4 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
-                item.add_marker(
-                    pytest.mark.skip(reason="over a minute: run with --slow")
-                )
+                item.add_marker(pytest.mark.skip(reason="over a minute: run with --slow"))

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from experiments.configuration import CONF
 from experiments.entry import build
 from experiments.errors import UserError
 from experiments.operations import work
+from experiments.recipe_builder import build_recipe
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
@@ -230,3 +232,51 @@ def test_an_empty_text_is_refused(config, settings, tmp_path, text):
     (tmp_path / "text.txt").write_text(text)
     with pytest.raises(UserError, match="holds no text"):
         compress.run(configuration)
+
+
+# What is true of every step around an algorithm; beside the defaults: what a tiny model needs.
+GROUPS = ("rotation", "scaling", "activations", "correction")
+STEPS = [f"{group}={path.stem}" for group in GROUPS for path in sorted(Path(CONF, group).glob("*"))]
+SMALL = {
+    "rotation=spinquant": ["rotation.steps=2"],
+    "correction=eora": ["correction.rank=4"],
+    "correction=lqer": ["correction.rank=4"],
+    "correction=svdquant": ["correction.rank=4"],
+}
+
+
+@pytest.fixture(params=STEPS)
+def around(request):
+    rounding = ["algorithm=rtn", "algorithm.format.group_size=32"]
+    return [*rounding, request.param, *SMALL.get(request.param, [])]
+
+
+def test_a_step_gives_the_same_bytes_and_leaves_dead_inputs_finite(config, around, monkeypatch):
+    tensors = tiny.tensors()
+    tensors["blocks.0.mlp_norm.weight"][[2, 7]] = 0
+    tensors["blocks.1.mlp.up.weight"][3] = 0
+    monkeypatch.setattr(tiny, "tensors", lambda config=None: tensors)
+    first = compress.run(config(*around))
+    again = compress.run(config(*around, "again=true"))
+    assert tiny.files(again.checkpoint) == tiny.files(first.checkpoint)
+    assert np.isfinite(first.record["metrics"]["perplexity"]["value"])
+
+
+def test_a_step_takes_one_window_of_two_tokens(config, around):
+    record = compress.run(config(*around, "data.calibration=1", "data.context=2")).record
+    assert np.isfinite(record["metrics"]["perplexity"]["value"])
+
+
+def test_a_step_names_activations_that_are_not_finite(config, around, monkeypatch):
+    """float16 could not hold them either; weights are finite, their products are not."""
+    tensors = tiny.tensors()
+    tensors["blocks.1.attention_norm.weight"][:] = 1e38
+    monkeypatch.setattr(tiny, "tensors", lambda config=None: tensors)
+    configuration = config(*around, "walk.dense_dtype=float32")
+    try:
+        compress.run(configuration)
+    except UserError as error:  # a rotation takes the norm into weights, and meets it there
+        named = "Block 1: The (activations at|weights of).* hold NaN or inf|Learning the rotation"
+        assert re.match(named, str(error))
+    else:
+        assert not build_recipe(configuration, CONFIG).needs_data(CONFIG)
