@@ -32,11 +32,12 @@ class LayerwiseMethod(NamedTuple):
     calibration runs. One that draws random numbers is `seeded`: its `compress` takes a key as
     third argument, each site its own. `notes(stats)` are numbers worth recording about a site, such
     as how many of its inputs are dead. `row_block` consecutive rows of a reader belong together
-    (None: all); readers are stacked only where each has whole blocks.
+    (None: all); readers are stacked only where each has whole blocks. The `observe` of a `paired`
+    method takes as third argument what the original model has in the place of x.
     """
 
     init: Callable[[int], Statistics] | None
-    observe: Callable[[Statistics, Float[Array, "n i"]], Statistics] | None
+    observe: Callable[..., Statistics] | None
     compress: Callable[..., CompressedTensor]
     error: Callable[[Float[Array, "o i"], Float[Array, "o i"], Statistics], Float[Array, ""]] = (
         weight_error
@@ -44,6 +45,7 @@ class LayerwiseMethod(NamedTuple):
     seeded: bool = False
     notes: Callable[[Statistics], dict[str, Array]] | None = None
     row_block: int | None = 1
+    paired: bool = False
 
 
 class SiteTransform(NamedTuple):

@@ -43,6 +43,15 @@ class BlockResult(NamedTuple):
     reports: list[SiteReport]
 
 
+class Original(NamedTuple):
+    """The block as it computes before it is compressed, and the activations that reach it in the
+    original model; they move on with the walk's own.
+    """
+
+    block: Block
+    chunks: MutableSequence[Any]
+
+
 class NotFiniteError(ValueError):
     """A site's activations, weights or solution hold NaN or infinity."""
 
@@ -54,6 +63,7 @@ def compress_block(
     *,
     sequential: bool = True,
     key: Array | None = None,
+    original: Original | None = None,
 ) -> BlockResult:
     """Compress the readers of every site of `block`, and bring `chunks` through it.
 
@@ -62,6 +72,7 @@ def compress_block(
     sequential: whether later sites see what the compressed layers produce; if not, what the
     original ones produce.
     key: for seeded methods, this block's own.
+    original: for paired methods; as many chunks, of the same windows.
 
     Raises NotFiniteError, naming the site.
     """
@@ -70,10 +81,10 @@ def compress_block(
     for stage, site in enumerate(block.sites):
         clock = Clock()
         if chunks:
-            advance(block, chunks, stage)
+            _advance_both(block, chunks, original, stage)
             clock.lap("forward")
         site_key = None if key is None else jax.random.fold_in(key, stage)
-        found = _compress_site(block, site, chunks, method_of, site_key, clock)
+        found = _compress_site(block, site, chunks, original, method_of, site_key, clock)
         if sequential:
             set_weights(block, found.tensors)
         tensors |= found.tensors
@@ -82,7 +93,7 @@ def compress_block(
         reports.append(SiteReport(site.name, error, clock.seconds, found.notes))
     if chunks:
         clock = Clock()
-        advance(block, chunks, len(block.sites))
+        _advance_both(block, chunks, original, len(block.sites))
         clock.lap("forward")
         reports.append(SiteReport("output", None, clock.seconds, {}))
     return BlockResult(tensors, reports)
@@ -94,11 +105,11 @@ class _Site(NamedTuple):
     notes: dict[str, float]
 
 
-def _compress_site(block, site, chunks, method_of, key, clock: "Clock") -> _Site:
+def _compress_site(block, site, chunks, original, method_of, key, clock: "Clock") -> _Site:
     """Observe once for each kind of statistics, and compress what one method takes together."""
     rows = {path: surgery.linear_at(block, path).out_features for path in site.readers}
     groups = grouped(rows, method_of)
-    seen = {m.observe: observe(chunks, m) for m, _ in groups if m.observe is not None}
+    seen = {m.observe: observe(chunks, m, original) for m, _ in groups if m.observe is not None}
     if seen:
         clock.lap("statistics")
     found = _Site({}, [], {})
@@ -233,22 +244,31 @@ def advance(block: Block, chunks: MutableSequence[Any], stage: int) -> None:
     jax.block_until_ready(chunks[-1])
 
 
+def _advance_both(block: Block, chunks, original: Original | None, stage: int) -> None:
+    advance(block, chunks, stage)
+    if original is not None:
+        advance(original.block, original.chunks, stage)
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "stage"))
 def run_stage(graph, state, flow, *, stage: int):
     return nnx.merge(graph, state).stages()[stage](flow)
 
 
-def observe(chunks: Sequence[Any], method: Any) -> Statistics:
+def observe(chunks: Sequence[Any], method: Any, original: Original | None = None) -> Statistics:
     """The statistics of the activations that the chunks hold now."""
-    stats = method.init(chunks[0].activation.shape[-1])
-    for flow in chunks:
-        stats = _add(stats, flow.activation, observe=method.observe)
+    stats, flows = method.init(chunks[0].activation.shape[-1]), [chunks]
+    if isinstance(method, LayerwiseMethod) and method.paired:
+        assert original is not None
+        flows.append(original.chunks)
+    for pair in zip(*flows, strict=True):
+        stats = _add(stats, *(flow.activation for flow in pair), observe=method.observe)
     return jax.block_until_ready(stats)
 
 
 @functools.partial(jax.jit, static_argnames="observe", donate_argnames="stats")
-def _add(stats, activation, *, observe):
-    return observe(stats, activation.reshape(-1, activation.shape[-1]))
+def _add(stats, *activations, observe):
+    return observe(stats, *(x.reshape(-1, x.shape[-1]) for x in activations))
 
 
 @functools.partial(jax.jit, static_argnames="method")

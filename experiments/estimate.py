@@ -142,7 +142,9 @@ def _compress(
     embed = 4 * config.vocabulary * config.hidden
     resident = _arrays(_block(config)[1], 2)  # the next block is read ahead
     entry = programs.flow_shapes(config, chunk, context)
-    streams = int(recipe.transform is not None) + 2 * int(recipe.learns)  # beside the walk's own
+    # Beside the walk's own: a scaling's look ahead, inputs and targets of a block, in two forms.
+    original = recipe.learns or recipe.calibration is not None
+    streams = int(recipe.transform is not None) + 2 * int(original)
     resident += _arrays(entry, streams * copies)
     forward, moments = Work(), [[Held(READING, embed)]] if windows else []
     flows, flow = [], entry

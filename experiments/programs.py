@@ -14,6 +14,7 @@ from flax import nnx
 
 from algorithms import surgery
 from algorithms.blockwise import BlockwiseMethod
+from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import CompressedTensor
 from algorithms.walk import grouped
 from experiments.checkpoints.sources import shapes
@@ -109,7 +110,9 @@ def observes(method: Any) -> bool:
 
 def observe(stats: Any, x: Any, *, method: Any) -> Any:
     """Add one chunk to a site's statistics."""
-    return method.observe(stats, x.reshape(-1, x.shape[-1]))
+    x = x.reshape(-1, x.shape[-1])
+    paired = isinstance(method, LayerwiseMethod) and method.paired
+    return method.observe(stats, x, x) if paired else method.observe(stats, x)
 
 
 def compress(w: Any, stats: Any, key: Any, *, method: Any) -> Any:

@@ -2,12 +2,13 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from algorithms.blockwise import BlockwiseMethod
+from algorithms.layerwise import LayerwiseMethod
 from experiments.configuration import did_you_mean
 from experiments.entry import build
 from experiments.errors import UserError
@@ -23,11 +24,28 @@ def build_recipe(config: DictConfig, model: DecoderConfig) -> Recipe:
     rules = tuple(_rule(config, n, rule) for n, rule in enumerate(_rules(config)))
     scaling = build(config, "scaling") if config.get("scaling") else None
     rotation = build(config, "rotation") if config.get("rotation") else None
-    recipe = Recipe(default, rules, scaling, rotation)
+    recipe = Recipe(default, rules, scaling, rotation, _calibration(config))
     _require_used(recipe, model)
     _require_data_free_ends(recipe)
     _require_one_kind(recipe, model)
     return recipe
+
+
+def _calibration(config: DictConfig) -> Callable[[LayerwiseMethod], LayerwiseMethod] | None:
+    """What methods aim at; one object for one configuration, as `_made` has it."""
+    if not config.get("calibration"):
+        return None
+    if not config.walk.sequential:
+        raise UserError(
+            "calibration makes up for what earlier layers lose, and with walk.sequential=false no "
+            "layer sees that: leave one of the two out."
+        )
+    return _made_calibration(OmegaConf.to_yaml(config.calibration, resolve=True))
+
+
+@functools.cache
+def _made_calibration(yaml: str) -> Callable[[LayerwiseMethod], LayerwiseMethod]:
+    return build(OmegaConf.create({"calibration": OmegaConf.create(yaml)}), "calibration")
 
 
 def _rules(config: DictConfig) -> Sequence[Mapping[str, Any]]:
@@ -126,6 +144,11 @@ def _require_one_kind(recipe: Recipe, model: DecoderConfig) -> None:
         raise UserError(
             "A method that learns a whole block does not turn inputs as they arrive: set "
             "rotation.online=[]."
+        )
+    if recipe.learns and recipe.calibration is not None:
+        raise UserError(
+            "calibration is for methods that take one layer at a time; one that learns a whole "
+            "block aims at the original's output by itself: leave it out (calibration=null)."
         )
     for layer in range(model.layers):
         found = [m for m in recipe.block(layer).values() if m is not None]

@@ -4,6 +4,7 @@ A recipe's steps are groups of the configuration, taken in this order:
 
     rotation     of the whole model, which computes as before (QuaRot, SpinQuant)
     scaling      of each site's channels, which computes as before (SmoothQuant, AWQ)
+    calibration  of what the algorithm aims at (GPTAQ); its own weights' outputs if left out
     algorithm    that compresses weights
     activations  are rounded before the compressed layers
     correction   of what is lost (low rank)
@@ -15,7 +16,7 @@ import abc
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from experiments.checkpoints.sources import Source
 from models.decoder import Block, DecoderConfig
 
 type Method = LayerwiseMethod | BlockwiseMethod
-STEPS = ("rotation", "scaling", "algorithm", "activations", "correction")
+STEPS = ("rotation", "scaling", "calibration", "algorithm", "activations", "correction")
 ENDS = ("embed", "head")  # dense unless a rule says otherwise
 
 
@@ -59,6 +60,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     transform: SiteTransform | None = None
     rotation: Rotation | None = None
+    calibration: Callable[[LayerwiseMethod], LayerwiseMethod] | None = None
 
     def method(self, path: str) -> Method | None:
         """By full path, such as "blocks.3.mlp.down"; None: the layer stays dense."""
@@ -66,9 +68,13 @@ class Recipe:
         if path in ENDS:
             return ruled.method if ruled else None
         method = ruled.method if ruled else self.default
-        if not isinstance(method, LayerwiseMethod) or self.rotation is None:
+        if not isinstance(method, LayerwiseMethod):
             return method
-        return _rotated(self.rotation, path.split(".", 2)[2], method)
+        if self.calibration is not None:
+            method = _around(self.calibration, method)
+        if self.rotation is not None:
+            method = _rotated(self.rotation, path.split(".", 2)[2], method)
+        return method
 
     def block(self, layer: int) -> dict[str, Method | None]:
         """The methods of one block's layers by path within it."""
@@ -89,9 +95,16 @@ class Recipe:
         return any(m is not None and looks_at_data(m) for m in found)
 
 
+# One object for a layer of every block: what is compiled for a method is compiled once.
+@functools.cache
+def _around(
+    calibration: Callable[[LayerwiseMethod], LayerwiseMethod], method: LayerwiseMethod
+) -> LayerwiseMethod:
+    return calibration(method)
+
+
 @functools.cache
 def _rotated(rotation: Rotation, path: str, method: LayerwiseMethod) -> LayerwiseMethod:
-    """One object for a layer of every block: what is compiled for a method is compiled once."""
     return rotation.wrap(path, method)
 
 

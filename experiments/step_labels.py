@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
-    "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "eora": "EoRA", "gptq": "GPTQ",
-    "hqq": "HQQ", "lqer": "LQER", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
-    "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant", "spinquant": "SpinQuant",
-    "svdquant": "SVDQuant",
+    "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "eora": "EoRA", "gptaq": "GPTAQ",
+    "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "omniquant": "OmniQuant", "qtip": "QTIP",
+    "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
+    "spinquant": "SpinQuant", "svdquant": "SVDQuant",
 }  # fmt: skip
 
 

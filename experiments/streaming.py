@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Int
 
 from algorithms.blockwise import BlockwiseMethod, learn_block
@@ -22,6 +23,7 @@ from algorithms.tensors import CompressedTensor
 from algorithms.walk import (
     BlockResult,
     Clock,
+    Original,
     SiteReport,
     advance,
     compress_block,
@@ -84,7 +86,7 @@ def compress_model(
     if recipe.needs_data(source.config):
         assert calibration is not None
         state.chunks = list(embed_windows(source, calibration, walk.chunk))
-        if recipe.learns:
+        if recipe.learns or recipe.calibration is not None:
             state.targets = list(state.chunks)
     known, reports = known or {}, []
     held = _held(known, writer)
@@ -150,7 +152,7 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
     read = time.perf_counter() - start
     key = jax.random.fold_in(jax.random.key(state.seed), layer)
     methods = state.recipe.block(layer)
-    _through(block, state.targets)  # before it is transformed, as a resumed walk does
+    original = _originals(state, block)
     clock = Clock()
     try:
         changed = _transform(state, block, layer)
@@ -161,6 +163,7 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
             result = compress_block(
                 block, state.chunks, methods.__getitem__,  # type: ignore[arg-type]
                 sequential=state.walk.sequential, key=key,
+                original=None if original is None else Original(nnx.clone(block), original),
             )  # fmt: skip
     except ValueError as error:
         raise UserError(f"Block {layer}: {error}") from error
@@ -171,6 +174,20 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
     errors = {report.site: report.error for report in result.reports if report.error is not None}
     notes = {report.site: report.notes for report in result.reports if report.notes}
     return LayerReport(layer, errors, seconds, notes)
+
+
+def _originals(state: _State, block: Block) -> list[Flow] | None:
+    """Bring the targets through the block before it is transformed, as a resumed walk does; for
+    paired methods, what entered it.
+    """
+    if state.recipe.calibration is None:
+        _through(block, state.targets)
+        return None
+    if state.recipe.transform is None:
+        return state.targets  # which move on with the walk's own
+    entered = list(state.targets)
+    _through(block, state.targets)
+    return entered
 
 
 def _transform(state: _State, block: Block, layer: int) -> dict[str, np.ndarray]:

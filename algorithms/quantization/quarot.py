@@ -84,4 +84,4 @@ def rotated_inputs() -> Callable[[LayerwiseMethod], LayerwiseMethod]:
 
 
 def _observe_turned(observe):
-    return lambda stats, x: observe(stats, hadamard(x))
+    return lambda stats, *x: observe(stats, *map(hadamard, x))

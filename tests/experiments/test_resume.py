@@ -22,6 +22,8 @@ RTN = ["algorithm=rtn", "algorithm.format.group_size=32"]
 SCALED = ["scaling=awq", *GPTQ, "activations=int8_token", "correction=eora", "correction.rank=2",
           "rules=[{match: '.*attention.o', algorithm: null}]"]  # fmt: skip
 LEARNED = ["scaling=smoothquant", "algorithm=autoround", "algorithm.steps=4", *GPTQ[1:]]
+AIMED = ["calibration=gptaq", *SCALED]
+TURNED_AIM = ["calibration=gptaq", "rotation=quarot", *GPTQ]
 TURNED = ["rotation=quarot", *RTN, "activations=int4_token"]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24  # of linux/capability.h and linux/prctl.h
 
@@ -65,6 +67,8 @@ def interrupt(monkeypatch, part, error, *, when="before"):
         (SCALED, "blocks.1", "before"),
         (LEARNED, "blocks.1", "before"),
         (TURNED, "blocks.1", "before"),
+        (AIMED, "blocks.1", "before"),
+        (TURNED_AIM, "blocks.1", "before"),
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_bytes(
