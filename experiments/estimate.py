@@ -142,22 +142,26 @@ def _compress(
     embed = 4 * config.vocabulary * config.hidden
     resident = _arrays(_block(config)[1], 2)  # the next block is read ahead
     entry = programs.flow_shapes(config, chunk, context)
-    # Beside the walk's own: a scaling's look ahead, inputs and targets of a block, in two forms.
-    original = recipe.learns or recipe.calibration is not None
-    streams = int(recipe.transform is not None) + 2 * int(original)
+    # Beside the walk's own: a scaling's look ahead; what the original model has, on the way and at
+    # the end of a block that is learned, and before and after scaling.
+    scaled = int(recipe.transform is not None)
+    aimed = int(recipe.calibration is not None) * (1 + scaled)
+    streams = scaled + aimed + 2 * int(recipe.learns)
     resident += _arrays(entry, streams * copies)
     forward, moments = Work(), [[Held(READING, embed)]] if windows else []
     flows, flow = [], entry
-    for stage in range(len(Block.sites) + 1 if windows else 0):
-        before = flow
-        found, flow = _stage(config, stage, chunk, context, before.activation.shape[-1])
+    for found, after in _stages(config, chunk, context) if windows else ():
         forward += found
-        flows.append(flow)
+        flows.append(after)
         # Chunks pass one by one: there are never more than all the old or all the new.
-        chunks = _arrays(max(before, flow, key=size), copies)
+        chunks = _arrays(max(flow, after, key=size), copies)
         moments.append(resident + chunks + [Held(CALLS, found.temporaries)])
+        flow = after
     parts = {"forward": forward.times((1 + streams) * config.layers * copies)} if windows else {}
     equations = forward.equations
+    if recipe.rotation is not None and recipe.rotation.descent[0]:
+        parts["rotation"], held = _descent(config, *recipe.rotation.descent)
+        moments.append(held)
     for kind, count in kinds.items():
         sites, more = _sites(config, kind, flows, copies)
         moments += [resident + moment for moment in more]
@@ -171,6 +175,29 @@ def _compress(
     kept = KEPT * max(map(_small, moments)) if jax.default_backend() == "cpu" else 0.0
     most = max(*map(_total, moments), kept)
     return _Phase(parts, equations, int(most), int(kept))
+
+
+def _stages(config: DecoderConfig, chunk: int, context: int) -> list[tuple[Work, Flow]]:
+    """Work of each stage of a block over one chunk, and the chunk after it."""
+    flow, found = programs.flow_shapes(config, chunk, context), []
+    for stage in range(len(Block.sites) + 1):
+        one, flow = _stage(config, stage, chunk, context, flow.activation.shape[-1])
+        found.append((one, flow))
+    return found
+
+
+def _descent(config: DecoderConfig, steps: int, tokens: int) -> tuple[Work, list[Held]]:
+    """Of learning a rotation: all blocks, kept in memory beside the ends, once there, once again
+    for the way back, and back, which takes twice as much.
+    """
+    block = sum((found for found, _ in _stages(config, 1, tokens)), Work())
+    head = Work(products=2.0 * tokens * config.hidden * config.vocabulary)
+    total = block.times(4 * config.layers * steps) + head.times(3 * steps)
+    ends = Held(2, 4 * config.vocabulary * config.hidden)  # never tied, once turned
+    between = _arrays(programs.flow_shapes(config, 1, tokens).residual, config.layers)
+    passing = [Held(CALLS, block.temporaries), Held(2, 4 * tokens * config.vocabulary)]
+    # As read, and stacked to be scanned.
+    return total, [*_arrays(_block(config)[1], 2 * config.layers), ends, *between, *passing]
 
 
 def _learning(methods: Mapping[str, Any], forward: Work, chunk: int) -> Work:

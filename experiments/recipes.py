@@ -37,6 +37,11 @@ class Rotation(abc.ABC):
 
     online: tuple[str, ...]  # layers whose input is turned as it arrives
 
+    @property
+    def descent(self) -> tuple[int, int]:
+        """The steps that it is learned in, and the tokens that each takes through the model."""
+        return 0, 0
+
     @abc.abstractmethod
     def __call__(self, source: Source, windows: Int[np.ndarray, "n T"] | None = None) -> Source:
         """The model in the new coordinates; a learned change looks at windows of tokens."""

@@ -114,6 +114,10 @@ class Rotation(recipes.Rotation):
                     "its heads back: set heads=false with it, or leave it out."
                 )
 
+    @property
+    def descent(self) -> tuple[int, int]:
+        return (self.learning.steps, self.learning.tokens) if self.learning else (0, 0)
+
     def __call__(
         self, source: Source, windows: Int[np.ndarray, "n T"] | None = None
     ) -> RotatedSource:

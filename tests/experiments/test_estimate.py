@@ -13,9 +13,11 @@ from rich.console import Console
 
 from algorithms.elements import Integer
 from algorithms.layerwise import LayerwiseMethod
+from algorithms.quantization.gptaq import gptaq
 from algorithms.tensors import QuantizedTensor
 from experiments import hardware, operations, streaming
 from experiments.checkpoints.planish import CheckpointWriter
+from experiments.checkpoints.rotated import quarot, spinquant
 from experiments.errors import UserError
 from experiments.estimate import Estimate, estimate
 from experiments.evaluation import floor
@@ -256,3 +258,21 @@ def test_the_estimate_is_shown_by_part_and_phase():
     text = console.export_text()
     for part in ("134.5 million", "statistics", "memory, evaluate", "time, compress", "disk"):
         assert part in text
+
+
+def test_learning_a_rotation_takes_passes_over_a_model_that_is_held():
+    drawn = estimate(SMOL, Recipe(rtn(), rotation=quarot()), **settings())
+    learned = estimate(SMOL, Recipe(rtn(), rotation=spinquant(steps=10, tokens=128)), **settings())
+    assert "rotation" not in drawn.operations
+    blocks = learned.parameters - SMOL.vocabulary * SMOL.hidden
+    passes = 10 * 128 * 2 * learned.parameters  # one forward pass in each step
+    assert 3 * passes < learned.operations["rotation"] < 6 * passes
+    assert learned.memory["compress"] > 2 * 4 * blocks > drawn.memory["compress"]
+
+
+def test_asymmetric_calibration_takes_a_second_stream():
+    alone, aimed = of(), estimate(SMOL, Recipe(GPTQ, calibration=gptaq()), **settings())
+    assert aimed.operations["forward"] == pytest.approx(2 * alone.operations["forward"])
+    assert aimed.operations["statistics"] > 2 * alone.operations["statistics"]
+    buffer = 4 * 32 * 512 * SMOL.hidden
+    assert aimed.memory["compress"] >= alone.memory["compress"] + 0.9 * buffer
