@@ -172,14 +172,15 @@ FOOTNOTE = (
     "Δ: paired over the same to the float model or the reference named, nats per token where it is "
     "of the loss; p: of no difference, adjusted for all rows; seconds to compress and GB of peak "
     "memory are of the first seed; †: other work had more than a twentieth of the machine "
-    "meanwhile, or how much it had is not on record."
+    "meanwhile, or how much it had is not on record; growth: of the time that a block takes, the "
+    "last third of them over the first, without the very first: 1 where time is linear in depth."
 )
 QUIET = 0.05
 
 
 def markdown(rows: Sequence[Row], metric: str = PERPLEXITY) -> str:
-    """For a document, with what each run cost: seconds to compress, and peak memory."""
-    lines = [[*header(metric), "seconds", "GB"]]
+    """For a document, with what each run cost: seconds to compress, their growth, peak memory."""
+    lines = [[*header(metric), "seconds", "growth", "GB"]]
     lines += [[*cells(row, metric), *_cost(row.experiment.records[0])] for row in rows]
     return f"{grid(lines)}\n\n{FOOTNOTE}\n"
 
@@ -189,8 +190,18 @@ def _cost(record: Record) -> list[str]:
     shared = record.get("elsewhere", {}).get("compress", 1.0) > QUIET
     return [
         "–" if seconds is None else f"{seconds:.0f}{' †' if shared else ''}",
+        _growth(record),
         "–" if memory is None else f"{memory / 1e9:.2f}",
     ]
+
+
+def _growth(record: Record) -> str:
+    """Of the median seconds per block; the first block compiles what all have."""
+    spent = [sum(layer["seconds"].values()) for layer in record.get("layers", [])]
+    if (third := len(spent) // 3) < 2:
+        return "–"
+    early, late = np.median(spent[1 : 1 + third]), np.median(spent[-third:])
+    return f"{late / early:.2f}"
 
 
 def _figures(value: float) -> str:

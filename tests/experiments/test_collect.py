@@ -200,3 +200,12 @@ def test_a_time_on_a_busy_machine_is_marked(elsewhere, mark):
     found = record(RTN + "4", 0.3, seconds={"compress": 10.0}, **noted)
     row = comparison.markdown(compare(experiments([found]))).splitlines()[2]
     assert f"| 10{mark} |" in row
+
+
+def test_growth_compares_late_blocks_with_early_ones():
+    layers = [{"seconds": {"solve": spent}} for spent in (9.0, 1.0, 1.0, 5.0, 2.5, 2.0, 3.0)]
+    found = record(RTN + "4", 0.3, seconds={"compress": 10.0}, layers=layers)
+    row = comparison.markdown(compare(experiments([found]))).splitlines()[2]
+    assert "| 10 † | 2.50 |" in row
+    short = comparison.markdown(compare(experiments([record(RTN + "4", 0.3)]))).splitlines()[2]
+    assert " † | – |" in short
