@@ -62,7 +62,9 @@ def pareto(records: Sequence[Record], path: Path, peers: Sequence[Point] = ()) -
     within = [r for r in records if reference is None or _value(r) <= SHOWN * _value(reference)]
     methods = _by_method(within)
     with matplotlib.rc_context({"font.size": 10, "axes.prop_cycle": COLORS}):
-        figure, axes = _figure("bits per compressed weight, scales and zero points counted", 7.0)
+        figure, axes = _figure(
+            "bits per compressed weight, scales and zero points counted", width=9.5, height=8.0
+        )
         best = front([record for mine in methods.values() for record in mine])
         axes.step(
             [_bits(r) for r in best],
@@ -120,8 +122,8 @@ def drawn_from(path: Path) -> str | None:
         raise UserError(f"{path} cannot be read as a picture: {error}.") from error
 
 
-def _figure(xlabel: str, height: float = 4.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, height), layout="constrained")
+def _figure(xlabel: str, width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
