@@ -79,6 +79,11 @@ def _check_job(name: str, job: list[str], folders: list[str]) -> None:
         raise _unknown_choice(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _unknown_key(name, error, [*path, *job]) from error
+    except ValueError as error:  # Hydra's own, for what is no name of a file
+        group = next((o.split("=")[0] for o in job if o.endswith("=null")), name)
+        raise UserError(
+            f"{group} takes one of its choices by name: {group}=none leaves it out."
+        ) from error
     choices = {k: v for k, v in config.hydra.runtime.choices.items() if not k.startswith("hydra/")}
     groups = [f"{group}={choice}" for group, choice in choices.items() if group != EXPERIMENT]
     known = hydra.compose(name, [*path, *(g for g in groups if not g.endswith("=None"))])

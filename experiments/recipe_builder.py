@@ -80,7 +80,7 @@ def _method(config: DictConfig, rule: Mapping[str, Any]) -> Method | None:
 def _merged(config: DictConfig, step: str, rule: Mapping[str, Any]) -> Any:
     """A rule's own settings lie over the configuration's; another target replaces them."""
     base = config.get(step)
-    plain = None if base is None else OmegaConf.to_container(base, resolve=True)
+    plain = OmegaConf.to_container(base, resolve=True) if base else None
     if step not in rule:
         return plain
     mine = rule[step]
@@ -96,12 +96,12 @@ def _made(yaml: str) -> Method:
     assert isinstance(nodes, DictConfig)
     method = build(nodes, "algorithm")
     for step in ("activations", "correction"):
-        if nodes[step] is None:
+        if not nodes[step]:
             continue
         if isinstance(method, BlockwiseMethod):
             raise UserError(
                 f"{step} goes around methods that take one layer at a time, and "
-                f"{nodes.algorithm._target_} learns a whole block: leave it out ({step}=null)."
+                f"{nodes.algorithm._target_} learns a whole block: leave it out ({step}=none)."
             )
         method = build(nodes, step)(method)
     return method
@@ -148,7 +148,7 @@ def _require_one_kind(recipe: Recipe, model: DecoderConfig) -> None:
     if recipe.learns and recipe.calibration is not None:
         raise UserError(
             "calibration is for methods that take one layer at a time; one that learns a whole "
-            "block aims at the original's output by itself: leave it out (calibration=null)."
+            "block aims at the original's output by itself: leave it out (calibration=none)."
         )
     for layer in range(model.layers):
         found = [m for m in recipe.block(layer).values() if m is not None]

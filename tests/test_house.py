@@ -24,7 +24,10 @@ ENTRY_POINTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
 STEPS = ["algorithm", "algorithm/format", "rotation", "scaling", "activations", "correction"]
 CHOICES = [
-    (group, path.stem) for group in STEPS for path in sorted(Path(CONF, group).glob("*.yaml"))
+    (group, path.stem)
+    for group in STEPS
+    for path in sorted(Path(CONF, group).glob("*.yaml"))
+    if path.stem != "none"
 ]
 CONFIGS = {  # of functions that take their fields
     "gptq": GPTQConfig, "aqlm": AQLMConfig, "qtip": QTIPConfig, "quip_sharp": QuIPSharpConfig,

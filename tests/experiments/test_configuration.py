@@ -31,6 +31,8 @@ JOBS = [(name, None) for name in ENTRY_POINTS] + [("compress", name) for name in
         ("--multirun algorithm=rtn,gptq algorithm.damping=1", "no setting algorithm.damping"),
         ("hydra/launcher=jobli", "jobli is no choice of hydra/launcher; did you mean joblib?"),
         ("walk.chunk={", "give settings as key=value"),
+        ("correction=null", "correction=none leaves it out"),
+        ("--multirun scaling=awq,null", "scaling=none leaves it out"),
     ],
 )
 def test_a_typing_mistake_is_refused(arguments, sentence):
@@ -48,6 +50,7 @@ def test_a_typing_mistake_is_refused(arguments, sentence):
         "--multirun algorithm=rtn,gptq algorithm.format.bits=2,3",
         "model=local model.path=/somewhere data=text data.path=x",
         "--multirun seed=range(3) hydra/launcher=joblib hydra.launcher.n_jobs=2",
+        "--multirun correction=none,eora",
         "--cfg job",
     ],
 )

@@ -1,5 +1,7 @@
 import dataclasses
+import itertools
 import math
+import shlex
 
 import hydra
 import numpy as np
@@ -180,3 +182,20 @@ def test_the_pages_runs_all_compose(found):
         for run in runs_of(mine, "embedded", stem, found)
     }
     assert all(lookup.compose(run) for run in runs)
+
+
+def commanded(command):
+    """The identities of all runs of a command line, sweeps spread out."""
+    words = [word for word in shlex.split(command)[3:] if word != "--multirun"]
+    pairs = [word.split("=", 1) for word in words]
+    each = [[f"{key}={value}" for value in values.split(",")] for key, values in pairs]
+    return {lookup.identity_of(Run("compress", job)) for job in itertools.product(*each)}
+
+
+def test_the_command_of_a_claim_makes_what_it_compares(found):
+    for stem, page in found.items():
+        for mine in page.claims:
+            assert mine.experiment.startswith("python -m experiments.compress "), mine.id
+            runs = runs_of(mine, "embedded", stem, found)
+            compared = {lookup.identity_of(run) for run in runs if run.command == "compress"}
+            assert compared & commanded(mine.experiment), mine.id
