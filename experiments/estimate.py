@@ -145,7 +145,7 @@ def _compress(
     # Beside the walk's own: a scaling's look ahead; what the original model has, on the way and at
     # the end of a block that is learned, and before and after scaling.
     scaled = int(recipe.transform is not None)
-    aimed = int(recipe.calibration is not None) * (1 + scaled)
+    aimed = int(recipe.pairs) * (1 + scaled)
     streams = scaled + aimed + 2 * int(recipe.learns)
     resident += _arrays(entry, streams * copies)
     forward, moments = Work(), [[Held(READING, embed)]] if windows else []

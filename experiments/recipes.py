@@ -92,6 +92,13 @@ class Recipe:
         methods = [self.default, *(rule.method for rule in self.rules)]
         return any(isinstance(method, BlockwiseMethod) for method in methods)
 
+    @property
+    def pairs(self) -> bool:
+        """Whether any layer's method looks at the original model's activations too."""
+        methods = [self.default, *(rule.method for rule in self.rules)]
+        own = any(isinstance(method, LayerwiseMethod) and method.paired for method in methods)
+        return own or self.calibration is not None
+
     def needs_data(self, config: DecoderConfig) -> bool:
         """Whether any layer's method looks at activations."""
         if self.transform is not None:

@@ -86,7 +86,7 @@ def compress_model(
     if recipe.needs_data(source.config):
         assert calibration is not None
         state.chunks = list(embed_windows(source, calibration, walk.chunk))
-        if recipe.learns or recipe.calibration is not None:
+        if recipe.learns or recipe.pairs:
             state.targets = list(state.chunks)
     known, reports = known or {}, []
     held = _held(known, writer)
@@ -180,7 +180,7 @@ def _originals(state: _State, block: Block) -> list[Flow] | None:
     """Bring the targets through the block before it is transformed, as a resumed walk does; for
     paired methods, what entered it.
     """
-    if state.recipe.calibration is None:
+    if not state.recipe.pairs:
         _through(block, state.targets)
         return None
     if state.recipe.transform is None:
