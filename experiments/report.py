@@ -146,7 +146,10 @@ def table(records: Sequence[Record]) -> Table:
 
 def calibration(record: Record) -> str:
     """The windows that a method observed: "32 × 512"; a dash for one that needs no data."""
-    observed = any("statistics" in layer["seconds"] for layer in record.get("layers", []))
+    observed = any(
+        "statistics" in layer["seconds"] or "block" in layer["errors"]  # learned on the block
+        for layer in record.get("layers", [])
+    )
     return " × ".join(map(str, record["data"]["calibration"])) if observed else "–"
 
 

@@ -33,10 +33,20 @@ def record(method=None, bits=4, losses=(3.0, 3.2, 3.4), **algorithm):
         settings = {"_target_": f"algorithms.{method}", "format": grid}
         found["config"] = {"algorithm": settings | algorithm}
         found["seconds"]["compress"] = 12.0
-        found["layers"] = [{"seconds": {"solve": 1.0}}]
+        found["layers"] = [{"seconds": {"solve": 1.0}, "errors": {}}]
         found["footprint"] = dict(weights=1000, weight_bits=1000 * bits + 375, parameters=2000,
                                   model_bits=20_000 + 1000 * bits)  # fmt: skip
     return found
+
+
+def test_windows_were_observed_by_sites_or_by_learning():
+    found = record("x.gptq")
+    found["layers"] = [{"seconds": {"solve": 1.0}, "errors": {"mlp.input": 0.1}}]
+    assert report.calibration(found) == "–"
+    found["layers"] = [{"seconds": {"statistics": 1.0}, "errors": {"mlp.input": 0.1}}]
+    assert report.calibration(found) == "32 × 512"
+    found["layers"] = [{"seconds": {"solve": 1.0}, "errors": {"block": 0.1}}]
+    assert report.calibration(found) == "32 × 512"
 
 
 def test_labels_say_what_was_done():
