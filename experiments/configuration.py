@@ -80,7 +80,10 @@ def _check_job(name: str, job: list[str], folders: list[str]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise _unknown_key(name, error, [*path, *job]) from error
     except ValueError as error:  # Hydra's own, for what is no name of a file
-        group = next((o.split("=")[0] for o in job if o.endswith("=null")), name)
+        nulls = [o.removesuffix("=null") for o in job if o.endswith("=null")]
+        group = next((key for key in nulls if "." not in key), None)
+        if group is None:
+            raise
         raise UserError(
             f"{group} takes one of its choices by name: {group}=none leaves it out."
         ) from error

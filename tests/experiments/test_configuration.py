@@ -32,6 +32,7 @@ JOBS = [(name, None) for name in ENTRY_POINTS] + [("compress", name) for name in
         ("hydra/launcher=jobli", "jobli is no choice of hydra/launcher; did you mean joblib?"),
         ("walk.chunk={", "give settings as key=value"),
         ("correction=null", "correction=none leaves it out"),
+        ("algorithm.format.group_size=null correction=null", "correction=none leaves it out"),
         ("--multirun scaling=awq,null", "scaling=none leaves it out"),
     ],
 )
