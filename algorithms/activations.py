@@ -5,7 +5,6 @@ a scale per row, per tensor is `rows: null`. Dynamic scales are fitted to each i
 what calibration saw.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,16 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from algorithms.formats import Format, Grid
-from algorithms.layerwise import LayerwiseMethod, Statistics
+from algorithms.layerwise import LayerwiseMethod, WithOwn, beside
 from algorithms.tensors import QuantizedInput
 
 
 class RangeStats(NamedTuple):
-    """The range of each channel beside the method's own statistics."""
+    """The range of each channel."""
 
     low: Float[Array, " i"]
     high: Float[Array, " i"]
-    inner: Statistics
 
 
 def quantized_inputs(
@@ -44,7 +42,7 @@ def quantized_inputs(
     def wrap(method: LayerwiseMethod) -> LayerwiseMethod:
         def compress(w, stats, *key):
             inner = stats if dynamic else stats.inner
-            grid = Grid(None, None, None) if dynamic else _static(stats, format)
+            grid = Grid(None, None, None) if dynamic else _static(stats.own, format)
             return QuantizedInput(method.compress(w, inner, *key), *grid, format)
 
         if dynamic:
@@ -54,34 +52,22 @@ def quantized_inputs(
     return wrap
 
 
-def _inner_notes(notes: Callable[..., dict[str, Array]], stats: RangeStats) -> dict[str, Array]:
-    return notes(stats.inner)
+def _static(ranges: RangeStats, format: Format) -> Grid:
+    return format.fit(jnp.stack(ranges))
 
 
-def _static(stats: RangeStats, format: Format) -> Grid:
-    return format.fit(jnp.stack([stats.low, stats.high]))
+def _observe(ranges: RangeStats, x: Float[Array, "n i"]) -> RangeStats:
+    return RangeStats(jnp.minimum(ranges.low, x.min(0)), jnp.maximum(ranges.high, x.max(0)))
 
 
 def _with_ranges(method: LayerwiseMethod) -> LayerwiseMethod:
-    def init(i: int) -> RangeStats:
-        inner = None if method.init is None else method.init(i)
-        return RangeStats(jnp.zeros(i), jnp.zeros(i), inner)
-
-    def observe(stats: RangeStats, x: Float[Array, "n i"]) -> RangeStats:
-        inner = method.observe(stats.inner, x) if method.observe else None
-        low, high = jnp.minimum(stats.low, x.min(0)), jnp.maximum(stats.high, x.max(0))
-        return RangeStats(low, high, inner)
+    within = beside(method, lambda i: RangeStats(jnp.zeros(i), jnp.zeros(i)), _observe)
 
     def error(
-        w: Float[Array, "o i"], approximation: Float[Array, "o i"], stats: RangeStats
+        w: Float[Array, "o i"], approximation: Float[Array, "o i"], stats: WithOwn
     ) -> Float[Array, ""]:
         """NaN where a range is not finite: no scale would be either."""
-        finite = jnp.isfinite(stats.low).all() & jnp.isfinite(stats.high).all()
-        return jnp.where(finite, method.error(w, approximation, stats.inner), jnp.nan)
+        finite = jnp.isfinite(jnp.stack(stats.own)).all()
+        return jnp.where(finite, within.error(w, approximation, stats), jnp.nan)
 
-    return method._replace(
-        init=init,
-        observe=observe,
-        error=error,
-        notes=None if method.notes is None else functools.partial(_inner_notes, method.notes),
-    )
+    return within._replace(error=error)

@@ -58,3 +58,34 @@ class SiteTransform(NamedTuple):
     init: Callable[[int], Statistics]
     observe: Callable[[Statistics, Float[Array, "n i"]], Statistics]
     scale: Callable[[Float[Array, "o i"], Statistics], Float[Array, " i"]]
+
+
+class WithOwn(NamedTuple):
+    """A wrapper's own statistics, and those of the method within."""
+
+    inner: Statistics
+    own: Statistics
+
+
+def beside(
+    method: LayerwiseMethod,
+    init: Callable[[int], Statistics],
+    observe: Callable[..., Statistics],
+) -> LayerwiseMethod:
+    """The method as it is, with further statistics: `WithOwn`.
+
+    Where the caller makes it `paired`, its `observe` has all three arguments, the method's own two.
+    """
+    notes = method.notes
+
+    def both(stats: WithOwn, x: Float[Array, "n i"], *original: Float[Array, "n i"]) -> WithOwn:
+        inner = method.observe(stats.inner, x) if method.observe else None
+        return WithOwn(inner, observe(stats.own, x, *original))
+
+    return method._replace(
+        init=lambda i: WithOwn(method.init and method.init(i), init(i)),
+        observe=both,
+        compress=lambda w, stats, *key: method.compress(w, stats.inner, *key),
+        error=lambda w, approximation, stats: method.error(w, approximation, stats.inner),
+        notes=None if notes is None else lambda stats: notes(stats.inner),
+    )

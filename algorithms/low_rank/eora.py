@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from algorithms import hessian
-from algorithms.layerwise import LayerwiseMethod
+from algorithms.layerwise import LayerwiseMethod, WithOwn, beside
 from algorithms.low_rank import projection
 
 
@@ -23,7 +23,7 @@ def eora(*, rank: int = 32) -> Callable[[LayerwiseMethod], LayerwiseMethod]:
     def wrap(method: LayerwiseMethod) -> LayerwiseMethod:
         if method.observe is hessian.observe:  # it has G already
             return projection.corrected(method, lambda e, stats: basis(e, stats.gram, rank))
-        paired = projection.beside(method, hessian.init, hessian.observe)._replace(
+        paired = beside(method, hessian.init, hessian.observe)._replace(
             error=lambda w, approximation, stats: hessian.output_error(w, approximation, stats.own),
             notes=lambda stats: _notes(method, stats),
         )
@@ -40,5 +40,5 @@ def basis(e: Float[Array, "o i"], gram: Float[Array, "i i"], rank: int) -> Float
     return projection.leading(e @ (q * jnp.sqrt(jnp.maximum(values, 0))), rank)
 
 
-def _notes(method: LayerwiseMethod, stats: projection.PairedStats) -> dict[str, Array]:
+def _notes(method: LayerwiseMethod, stats: WithOwn) -> dict[str, Array]:
     return hessian.notes(stats.own) | (method.notes(stats.inner) if method.notes else {})

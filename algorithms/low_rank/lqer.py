@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from algorithms.layerwise import LayerwiseMethod
+from algorithms.layerwise import LayerwiseMethod, beside
 from algorithms.low_rank import projection
 
 
@@ -31,7 +31,7 @@ def lqer(*, rank: int = 32, scaled: bool = True) -> Callable[[LayerwiseMethod], 
         if not scaled:
             return projection.corrected(method, lambda e, stats: projection.leading(e, rank))
         return projection.corrected(
-            projection.beside(method, init, observe),
+            beside(method, init, observe),
             lambda e, stats: projection.leading(e * stats.own.total, rank),
         )
 

@@ -1,4 +1,4 @@
-"""What low-rank methods share: leading directions, a projection, a method around a method.
+"""What low-rank methods share: leading directions, a projection.
 
 Whatever norm a paper measures an error E [o, i] in, ‖E R‖ for some square R, the best correction of
 rank k is U Uᵀ E with U [o, k] the leading left singular vectors of E R. (For the truncation
@@ -6,7 +6,7 @@ U Σ Vᵀ R⁻¹ that papers write, Σ Vᵀ = Uᵀ E R.) R is never inverted, an
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,13 +15,6 @@ from algorithms.layerwise import LayerwiseMethod, Statistics
 from algorithms.tensors.low_rank import LowRankTensor, SumTensor
 
 Basis = Callable[[Float[Array, "o i"], Statistics], Float[Array, "o r"]]
-
-
-class PairedStats(NamedTuple):
-    """A wrapper's own statistics beside those of the method within."""
-
-    inner: Statistics
-    own: Statistics
 
 
 def leading(m: Float[Array, "o i"], rank: int) -> Float[Array, "o r"]:
@@ -68,24 +61,3 @@ def corrected(method: LayerwiseMethod, basis: Basis) -> LayerwiseMethod:
         return SumTensor(base, project(e, basis(e, stats)))
 
     return method._replace(compress=compress)
-
-
-def beside(
-    method: LayerwiseMethod,
-    init: Callable[[int], Statistics],
-    observe: Callable[[Statistics, Float[Array, "n i"]], Statistics],
-) -> LayerwiseMethod:
-    """The method as it is, with further statistics: `PairedStats`."""
-    notes = method.notes
-
-    def both(stats: PairedStats, x: Float[Array, "n i"]) -> PairedStats:
-        inner = method.observe(stats.inner, x) if method.observe else None
-        return PairedStats(inner, observe(stats.own, x))
-
-    return method._replace(
-        init=lambda i: PairedStats(method.init and method.init(i), init(i)),
-        observe=both,
-        compress=lambda w, stats, *key: method.compress(w, stats.inner, *key),
-        error=lambda w, approximation, stats: method.error(w, approximation, stats.inner),
-        notes=None if notes is None else lambda stats: notes(stats.inner),
-    )

@@ -17,15 +17,14 @@ from jaxtyping import Array, Float
 
 from algorithms import hessian
 from algorithms.hessian import HessianStats
-from algorithms.layerwise import LayerwiseMethod, Statistics
+from algorithms.layerwise import LayerwiseMethod, WithOwn, beside
 
 
 class AsymmetricStats(NamedTuple):
-    """X Xᵀ and (X̃ - X) Xᵀ beside the method's own statistics."""
+    """X Xᵀ and (X̃ - X) Xᵀ."""
 
     gram: Float[Array, "i i"] | None  # None where the method's own have it
     cross: Float[Array, "i i"]
-    inner: Statistics
 
 
 def gptaq(
@@ -44,40 +43,33 @@ def gptaq(
         shared = method.observe is hessian.observe
 
         def init(i: int) -> AsymmetricStats:
-            gram = None if shared else jnp.zeros((i, i))
-            inner = None if method.init is None else method.init(i)
-            return AsymmetricStats(gram, jnp.zeros((i, i)), inner)
+            return AsymmetricStats(None if shared else jnp.zeros((i, i)), jnp.zeros((i, i)))
 
-        def observe(
-            stats: AsymmetricStats, x: Float[Array, "n i"], original: Float[Array, "n i"]
-        ) -> AsymmetricStats:
-            inner = stats.inner if method.observe is None else method.observe(stats.inner, x)
-            gram = stats.gram
-            if gram is not None:
-                gram = hessian.observe(HessianStats(gram), x).gram
-            cross = stats.cross + ((original - x).T @ x).astype(stats.cross.dtype)
-            return AsymmetricStats(gram, cross, inner)
+        def aimed(w: Float[Array, "o i"], stats: WithOwn) -> Float[Array, "o i"]:
+            gram = stats.inner.gram if shared else stats.own.gram
+            return aim(w, gram, stats.own.cross, strength, damping)
 
-        def aimed(w: Float[Array, "o i"], stats: AsymmetricStats) -> Float[Array, "o i"]:
-            gram = stats.inner.gram if stats.gram is None else stats.gram
-            return aim(w, gram, stats.cross, strength, damping)
-
-        def compress(w: Float[Array, "o i"], stats: AsymmetricStats, *key):
-            return method.compress(aimed(w, stats), stats.inner, *key)
-
-        def error(w: Float[Array, "o i"], approximation, stats: AsymmetricStats):
-            return method.error(aimed(w, stats), approximation, stats.inner)
-
-        return method._replace(
-            init=init,
-            observe=observe,
-            compress=compress,
-            error=error,
-            notes=_notes(method),
+        within = beside(method, init, observe)
+        return within._replace(
+            compress=lambda w, stats, *key: within.compress(aimed(w, stats), stats, *key),
+            error=lambda w, approximation, stats: within.error(
+                aimed(w, stats), approximation, stats
+            ),
             paired=True,
         )
 
     return wrap
+
+
+def observe(
+    stats: AsymmetricStats, x: Float[Array, "n i"], original: Float[Array, "n i"]
+) -> AsymmetricStats:
+    """Add n activations, and what the original model has in their place."""
+    gram = stats.gram
+    if gram is not None:
+        gram = hessian.observe(HessianStats(gram), x).gram
+    cross = stats.cross + ((original - x).T @ x).astype(stats.cross.dtype)
+    return AsymmetricStats(gram, cross)
 
 
 def aim(
@@ -95,8 +87,3 @@ def aim(
     ridge = damping * jnp.mean(jnp.diag(gram)) + dead.astype(gram.dtype)
     factor = cho_factor(gram + jnp.diag(ridge))
     return w + strength * cho_solve(factor, (w @ cross).T).T
-
-
-def _notes(method: LayerwiseMethod):
-    notes = method.notes
-    return None if notes is None else lambda stats: notes(stats.inner)

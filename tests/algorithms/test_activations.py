@@ -16,7 +16,7 @@ from algorithms.tensors import DenseTensor
 from tests.algorithms.integers import gptq, rtn, stochastic_rounding
 
 CONF = Path(__file__).parents[2] / "conf" / "activations"
-CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
+CHOICES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")
 TOKEN = formats.integer(bits=8, group_size=None, symmetric=True, scale_dtype="float32")
 TENSOR = formats.Format(
     element=Integer(bits=8, symmetric=True), columns=None, rows=None, scale_dtype="float32"
