@@ -1,0 +1,53 @@
+"""How servers' formats keep compressed layers: pure functions between tensors and named arrays.
+
+A layout is both directions of one format. It knows a layer at a time and no files: who writes a
+folder collects the schemes of all layers, and `describe` makes the configuration of them.
+"""
+
+import abc
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from algorithms.tensors import CompressedTensor
+
+Scheme = Mapping[str, Any]  # what a format says of one layer beside its arrays; plain JSON
+Arrays = Mapping[str, np.ndarray]  # of one layer, by their names within it: "qweight", "scales"
+
+
+class Layout(abc.ABC):
+    """One format of linear layers, written and read."""
+
+    method: str  # `quant_method` in the quantization_config of a config.json
+
+    @abc.abstractmethod
+    def scheme(self, tensor: CompressedTensor) -> Scheme:
+        """What the format says of a layer that is stored so; follows from the form alone.
+
+        Raises ValueError, one sentence, for a tensor that the format cannot hold.
+        """
+
+    @abc.abstractmethod
+    def encode(self, tensor: CompressedTensor) -> Arrays:
+        """A layer's arrays, whose dense form is the tensor's bit for bit."""
+
+    @abc.abstractmethod
+    def decode(self, arrays: Arrays, scheme: Scheme) -> CompressedTensor:
+        """The tensor again; raises ValueError, one sentence, for arrays that do not fit."""
+
+    @abc.abstractmethod
+    def describe(self, schemes: Mapping[str, Scheme | None]) -> dict[str, Any]:
+        """The quantization_config of a model's linear layers by stored name; None: stays dense.
+
+        Raises ValueError, one sentence, for a mixture that the format cannot say.
+        """
+
+    @abc.abstractmethod
+    def parse(
+        self, description: Mapping[str, Any], layers: Collection[str]
+    ) -> dict[str, Scheme | None]:
+        """The scheme of each of these layers, by stored name, from a quantization_config.
+
+        Raises ValueError, one sentence, for what is not read.
+        """
