@@ -92,3 +92,5 @@ def absorb_scale(block: nnx.Module, site: Any, scale: Float[Array, " i"]) -> Non
             producer.bias.set_value(producer.bias[...] / own)
     else:
         producer.scale.set_value(producer.scale[...] / own)
+        if getattr(producer, "bias", None) is not None:  # a norm that subtracts a mean has one
+            producer.bias.set_value(producer.bias[...] / own)

@@ -14,7 +14,7 @@ from experiments.checkpoints.sources import shapes
 from experiments.operations import size
 from experiments.recipes import ENDS, Recipe
 from experiments.streaming import Walk
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 
 NOTE = 580  # bytes in a checkpoint that describe one tensor, beside its numbers
 TOKEN = 32  # bytes in a checkpoint for one entry of the tokenizer's vocabulary
@@ -24,7 +24,7 @@ type Kind = tuple[tuple[str, Any], ...]  # a block's methods by path
 
 def kinds_of(config: DecoderConfig, recipe: Recipe) -> dict[Kind, int]:
     """The different blocks that a recipe makes, and how many of each."""
-    return Counter(tuple(recipe.block(layer).items()) for layer in range(config.layers))
+    return Counter(tuple(recipe.block(config, layer).items()) for layer in range(config.layers))
 
 
 @functools.cache

@@ -23,7 +23,8 @@ from experiments.evaluation import perplexity
 from experiments.operations import Work, size, work
 from experiments.recipes import Recipe
 from experiments.streaming import Walk
-from models.decoder import Block, DecoderConfig, Flow
+from models.config import DecoderConfig
+from models.decoder import Block, Flow, sites
 
 # Copies of a dense tensor, as float32, while it is read: the file's own, dequantized, placed; and
 # while it is cast and checked to be written. Measured: 312 and 200 MB for an embedding of 113 MB.
@@ -180,7 +181,7 @@ def _compress(
 def _stages(config: DecoderConfig, chunk: int, context: int) -> list[tuple[Work, Flow]]:
     """Work of each stage of a block over one chunk, and the chunk after it."""
     flow, found = programs.flow_shapes(config, chunk, context), []
-    for stage in range(len(Block.sites) + 1):
+    for stage in range(len(sites(config, 0)) + 1):
         one, flow = _stage(config, stage, chunk, context, flow.activation.shape[-1])
         found.append((one, flow))
     return found
@@ -212,10 +213,10 @@ def _sites(
     config: DecoderConfig, kind: Kind, flows: list[Flow], copies: float
 ) -> tuple[dict[str, Work], list[list[Held]]]:
     """Work of one block's statistics, over all chunks, and of its solves; what they hold."""
-    sites = [site.name for site in Block.sites]
+    names = [site.name for site in sites(config, 0)]
     parts, moments = {"statistics": Work(), "solve": Work()}, []
     for group in programs.groups(config, dict(kind)):
-        flow = flows[sites.index(group.site.name)] if flows else None
+        flow = flows[names.index(group.site.name)] if flows else None
         seen, solved, needed = _group(config, group, flow)
         parts["statistics"] += seen.times(copies)
         parts["solve"] += solved

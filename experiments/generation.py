@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.errors import UserError
-from models.decoder import Decoder, KVCache
+from models.decoder import Decoder
+from models.layers import KVCache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

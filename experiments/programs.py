@@ -18,7 +18,8 @@ from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import CompressedTensor
 from algorithms.walk import grouped
 from experiments.checkpoints.sources import shapes
-from models.decoder import Block, DecoderConfig, Flow
+from models.config import DecoderConfig
+from models.decoder import Block, Flow, Stem, Tail, sites
 from models.sites import Site
 
 
@@ -37,12 +38,9 @@ def quantized(block: Block, tensors: dict[str, Any]) -> Block:
 
 
 def last(config: DecoderConfig) -> nnx.Module:
-    """What follows the last block: the norm, and the head or the embedding in its place."""
-    c, rngs = config, nnx.Rngs(0)
-    norm = nnx.RMSNorm(c.hidden, epsilon=c.norm_epsilon, rngs=rngs)
-    if c.tied_embeddings:
-        return nnx.List([norm, nnx.Embed(c.vocabulary, c.hidden, rngs=rngs)])
-    return nnx.List([norm, nnx.Linear(c.hidden, c.vocabulary, use_bias=False, rngs=rngs)])
+    """What follows the last block, and the embedding, which may serve as its head."""
+    rngs = nnx.Rngs(0)
+    return nnx.List([Tail(config, rngs=rngs), Stem(config, rngs=rngs).embed])
 
 
 def flow_shapes(config: DecoderConfig, chunk: int, context: int, width: int | None = None) -> Flow:
@@ -78,7 +76,7 @@ def groups(config: DecoderConfig, methods: Mapping[str, Any]) -> list[Solved]:
     """A block's layers as the walk takes them; methods: by path within the block."""
     return [
         Solved(site, method, tuple(paths))
-        for site in Block.sites
+        for site in sites(config, 0)
         for method, paths in grouped(
             {path: _shape(config, path)[0] for path in site.readers}, methods.get
         )

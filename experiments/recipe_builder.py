@@ -13,7 +13,8 @@ from experiments.configuration import did_you_mean
 from experiments.entry import build
 from experiments.errors import UserError
 from experiments.recipes import ENDS, Method, Recipe, Rule, looks_at_data
-from models.decoder import Block, DecoderConfig
+from models.config import DecoderConfig
+from models.decoder import sites
 
 RULE = ("match", "algorithm", "activations", "correction")
 
@@ -113,8 +114,12 @@ def _instantiate(nodes: DictConfig) -> Method:
 
 def _require_used(recipe: Recipe, model: DecoderConfig) -> None:
     """A rule that decides nothing is a mistake: a pattern mistyped, or hidden by one before it."""
-    readers = [path for site in Block.sites for path in site.readers]
-    paths = [f"blocks.{n}.{path}" for n in range(model.layers) for path in readers]
+    paths = [
+        f"blocks.{n}.{path}"
+        for n in range(model.layers)
+        for site in sites(model, n)
+        for path in site.readers
+    ]
     paths += ["embed"] if model.tied_embeddings else [*ENDS]
     for number, rule in enumerate(recipe.rules):
         deciding = [
@@ -122,9 +127,10 @@ def _require_used(recipe: Recipe, model: DecoderConfig) -> None:
             if rule is next((r for r in recipe.rules if r.pattern.fullmatch(path)), None)
         ]  # fmt: skip
         if not deciding:
+            last = max(path for path in paths if path.startswith("blocks.0."))
             raise UserError(
                 f"rules[{number}]: match={rule.pattern.pattern!r} decides no layer: patterns match "
-                f"whole paths such as {paths[0]}, {paths[len(readers) - 1]} or embed, and the "
+                f"whole paths such as {paths[0]}, {last} or embed, and the "
                 "first that matches counts."
             )
 
@@ -151,7 +157,7 @@ def _require_one_kind(recipe: Recipe, model: DecoderConfig) -> None:
             "block aims at the original's output by itself: leave it out (calibration=none)."
         )
     for layer in range(model.layers):
-        found = [m for m in recipe.block(layer).values() if m is not None]
+        found = [m for m in recipe.block(model, layer).values() if m is not None]
         learned = [isinstance(m, BlockwiseMethod) for m in found]
         if any(learned) and not all(learned):
             raise UserError(

@@ -25,7 +25,8 @@ from jaxtyping import Int
 from algorithms.blockwise import BlockwiseMethod
 from algorithms.layerwise import LayerwiseMethod, SiteTransform
 from experiments.checkpoints.sources import Source
-from models.decoder import Block, DecoderConfig
+from models.config import DecoderConfig
+from models.decoder import sites
 
 type Method = LayerwiseMethod | BlockwiseMethod
 STEPS = ("rotation", "scaling", "calibration", "algorithm", "activations", "correction")
@@ -81,9 +82,9 @@ class Recipe:
             method = _rotated(self.rotation, path.split(".", 2)[2], method)
         return method
 
-    def block(self, layer: int) -> dict[str, Method | None]:
+    def block(self, config: DecoderConfig, layer: int) -> dict[str, Method | None]:
         """The methods of one block's layers by path within it."""
-        paths = [path for site in Block.sites for path in site.readers]
+        paths = [path for site in sites(config, layer) for path in site.readers]
         return {path: self.method(f"blocks.{layer}.{path}") for path in paths}
 
     @property
@@ -103,7 +104,7 @@ class Recipe:
         """Whether any layer's method looks at activations."""
         if self.transform is not None:
             return True
-        found = [m for layer in range(config.layers) for m in self.block(layer).values()]
+        found = [m for layer in range(config.layers) for m in self.block(config, layer).values()]
         return any(m is not None and looks_at_data(m) for m in found)
 
 

@@ -31,12 +31,12 @@ from algorithms.walk import (
     transform_block,
 )
 from experiments import progress
-from experiments.checkpoints.loading import load_blocks, load_embed, parameters, put
+from experiments.checkpoints.loading import load_blocks, load_stem, parameters, put
 from experiments.checkpoints.planish import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
 from experiments.recipes import ENDS, Recipe
-from models.decoder import Block, Flow
+from models.decoder import Block, Flow, sites
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
     block = next(blocks)
     read = time.perf_counter() - start
     key = jax.random.fold_in(jax.random.key(state.seed), layer)
-    methods = state.recipe.block(layer)
+    methods = state.recipe.block(state.source.config, layer)
     original = _originals(state, block)
     clock = Clock()
     try:
@@ -197,7 +197,8 @@ def _transform(state: _State, block: Block, layer: int) -> dict[str, np.ndarray]
     if state.recipe.transform is None:
         return {}
     transform_block(block, state.chunks, state.recipe.transform)
-    compressed = {f"{p}.weight" for p, m in state.recipe.block(layer).items() if m is not None}
+    methods = state.recipe.block(state.source.config, layer)
+    compressed = {f"{p}.weight" for p, m in methods.items() if m is not None}
     stored = {
         name: dense(state.source, f"blocks.{layer}.{name}", state.walk, x)
         for name, x in parameters(block).items() if name not in compressed
@@ -259,11 +260,12 @@ def _by_phase(result: BlockResult) -> dict[str, float]:
 
 def embed_windows(source: Source, windows: Int[np.ndarray, "n T"], chunk: int) -> Iterator[Flow]:
     """The activations that enter the first block, `chunk` windows at a time."""
-    embed = load_embed(source)
+    stem = load_stem(source)
     for n in range(0, len(windows), chunk):
         tokens = jnp.asarray(windows[n : n + chunk])
-        x = embed(tokens)
-        yield Flow(x, x, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = stem(tokens, positions)
+        yield Flow(x, x, positions)
 
 
 def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = None) -> np.ndarray:
@@ -291,10 +293,10 @@ def check_shapes(source: Source, recipe: Recipe) -> None:
     expected = shapes(source.config)
     done = set()
     for layer in range(source.config.layers):
-        methods = recipe.block(layer)
-        for site in Block.sites:
+        methods = recipe.block(source.config, layer)
+        for site in sites(source.config, layer):
             for path in site.readers:
-                method, shape = methods[path], expected[f"blocks.0.{path}.weight"]
+                method, shape = methods[path], expected[f"blocks.{layer}.{path}.weight"]
                 if method is not None and (method, shape) not in done:
                     done.add((method, shape))
                     _check_shape(method, shape, f"{site.name} ({path})")

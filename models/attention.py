@@ -15,14 +15,21 @@ def causal(
     v: Float[Array, "B T k h"],
     *,
     window: int | None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T n h"]:
-    """Each position sees itself and what came before, at most `window` positions in all."""
+    """Each position sees itself and what came before, at most `window` positions in all.
+
+    scale: of q kᵀ; None: 1/√h. cap: scores are cap tanh(score / cap).
+    """
+
+    def blocks(q, k, v):
+        return blockwise(q, k, v, window=window, scale=scale, cap=cap)
+
+    if cap is not None:  # which JAX's own does not have
+        return blocks(q, k, v)
     return lax.platform_dependent(
-        q,
-        k,
-        v,
-        cpu=lambda q, k, v: blockwise(q, k, v, window=window),
-        default=lambda q, k, v: fused(q, k, v, window=window),
+        q, k, v, cpu=blocks, default=lambda q, k, v: fused(q, k, v, window=window, scale=scale)
     )
 
 
@@ -32,10 +39,13 @@ def fused(
     v: Float[Array, "B T k h"],
     *,
     window: int | None,
+    scale: float | None = None,
 ) -> Float[Array, "B T n h"]:
     """JAX's own attention, which an accelerator's library fuses."""
     span = None if window is None else (window - 1, 0)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=span)
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=True, local_window_size=span, scale=scale
+    )
 
 
 def blockwise(
@@ -44,6 +54,8 @@ def blockwise(
     v: Float[Array, "B T k h"],
     *,
     window: int | None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T n h"]:
     """Every head of every window as one batch of matrices, in blocks of queries.
 
@@ -54,7 +66,8 @@ def blockwise(
     b, t, n, h = q.shape
     heads = k.shape[2]
     g = n // heads  # query heads per key-value head: rows are ordered (position, query head)
-    rows = q.reshape(b, t, heads, g, h).swapaxes(1, 2).reshape(b * heads, t * g, h) * h**-0.5
+    rows = q.reshape(b, t, heads, g, h).swapaxes(1, 2).reshape(b * heads, t * g, h)
+    rows = rows * (h**-0.5 if scale is None else scale)
     keys = k.transpose(0, 2, 3, 1).reshape(b * heads, h, t)
     values = v.swapaxes(1, 2).reshape(b * heads, t, h)
 
@@ -64,12 +77,17 @@ def blockwise(
         first = 0 if window is None else max(0, start - window + 1)
         mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
         scores = (rows[:, start * g : stop * g] @ keys[:, :, first:stop]).astype(jnp.float32)
-        p = jnp.where(jnp.repeat(mask, g, 0), scores, -jnp.inf)
+        p = jnp.where(jnp.repeat(mask, g, 0), capped(scores, cap), -jnp.inf)
         p = jnp.exp(p - p.max(-1, keepdims=True))
         y = p.astype(values.dtype) @ values[:, first:stop]
         steps.append(y / p.sum(-1, keepdims=True).astype(y.dtype))
     y = jnp.concatenate(steps, 1)
     return y.reshape(b, heads, t, g, h).swapaxes(1, 2).reshape(b, t, n, h)
+
+
+def capped(scores: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """Scores kept within ±cap."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def cached(
@@ -79,10 +97,18 @@ def cached(
     positions: Int[Array, "B T"],
     *,
     window: int | None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T n h"]:
     """Queries at `positions` over a cache whose slot s holds position s."""
     mask = visible(positions, jnp.arange(k.shape[1])[None], window)[:, None]  # B 1 T S
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    if cap is None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+    b, t, n, h = q.shape
+    grouped = q.reshape(b, t, k.shape[2], -1, h) * (h**-0.5 if scale is None else scale)
+    scores = jnp.einsum("BTkgh,BSkh->BkgTS", grouped, k).astype(jnp.float32)
+    p = jax.nn.softmax(jnp.where(mask[:, None], capped(scores, cap), -jnp.inf)).astype(v.dtype)
+    return jnp.einsum("BkgTS,BSkh->BTkgh", p, v).reshape(b, t, n, h)
 
 
 def visible(

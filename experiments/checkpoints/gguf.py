@@ -21,7 +21,7 @@ from experiments.checkpoints.sources import Source, require_finite, require_shap
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from models import rope
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 
 Type = gguf.GGMLQuantizationType
 HEADS = "{arch}.attention.head_count"

@@ -15,7 +15,7 @@ from experiments.checkpoints import packages, shards
 from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer, read_core
 from experiments.errors import UserError
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 from models.rope import RopeScaling
 
 MODEL_TYPES = {

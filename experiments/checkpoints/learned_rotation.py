@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from algorithms.formats import Format, integer
 from algorithms.quantization.spinquant import cayley_sgd, learn_rotation
-from experiments.checkpoints.loading import load_blocks, load_embed, load_head, load_norm
+from experiments.checkpoints.loading import load_blocks, load_stem, load_tail
 from experiments.checkpoints.sources import Source
 from experiments.errors import UserError
 from experiments.progress import console
@@ -101,9 +101,7 @@ def quantized_loss(
     source: Source, learning: Learning, online: Sequence[str]
 ) -> tuple[Callable[..., Float[Array, ""]], Any]:
     """loss(R, model, tokens), and the model it takes: blocks of one kind stacked, to be scanned."""
-    embed, norm, head = load_embed(source), load_norm(source), load_head(source)
-    assert head is not None  # a turned source is untied
-    ends_graph, ends = nnx.split(nnx.List([embed, norm, head]))
+    ends_graph, ends = nnx.split(nnx.List([load_stem(source), load_tail(source)]))
     blocks = [nnx.split(block) for block in load_blocks(source)]
     runs = [(graph, [state for _, state in run])
             for graph, run in itertools.groupby(blocks, key=lambda block: block[0])]  # fmt: skip
@@ -113,8 +111,9 @@ def quantized_loss(
 
     def loss(r, model, tokens: Int[Array, " T"]) -> Float[Array, ""]:
         ends, stacked = model
-        embed, norm, head = nnx.merge(ends_graph, ends)
-        x = embed(tokens[None])
+        both: Any = nnx.merge(ends_graph, ends)
+        stem, tail = both
+        x = stem(tokens[None], jnp.arange(tokens.size)[None])
         for graph, states in zip(graphs, stacked, strict=True):
 
             @jax.checkpoint
@@ -124,7 +123,7 @@ def quantized_loss(
 
             x, _ = lax.scan(run, x, states)
         return optax.losses.softmax_cross_entropy_with_integer_labels(
-            head(norm(x[0, :-1])), tokens[1:]
+            tail(x[0, :-1], stem.embed), tokens[1:]
         ).mean()
 
     return loss, (ends, stacked)

@@ -11,13 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from algorithms import surgery
-from algorithms.modules import CompressedLinear
 from algorithms.tensors import CompressedTensor
-from experiments.checkpoints.sources import Source
-from models.decoder import Block, Decoder
-
-type Head = nnx.Linear | CompressedLinear
-FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+from experiments.checkpoints.sources import Source, tensor_name
+from models.decoder import Block, Decoder, Stem, Tail
 
 
 def load_block(source: Source, layer: int, dtype: DTypeLike = jnp.float32) -> Block:
@@ -46,9 +42,8 @@ def parameters(block: Block) -> dict[str, np.ndarray]:
     """A block's arrays by name within it, linear weights as [o, i]."""
     found = {}
     for path, variable in nnx.to_flat_state(nnx.state(block)):
-        *parts, field = map(str, path)
         x = np.asarray(variable[...])
-        found[".".join([*parts, FIELDS[field]])] = x.T if field == "kernel" else x
+        found[tensor_name(path)] = x.T if path[-1] == "kernel" else x
     return found
 
 
@@ -66,36 +61,14 @@ def put(block: Block, arrays: Mapping[str, Any]) -> None:
             module.scale.set_value(value)
 
 
-def load_embed(source: Source, dtype: DTypeLike = jnp.float32) -> nnx.Embed:
-    """The embedding; the head too, where `source.config.tied_embeddings`."""
-    c = source.config
-    return _load(
-        lambda: nnx.Embed(c.vocabulary, c.hidden, rngs=nnx.Rngs(0)), source, "embed.", dtype
-    )
+def load_stem(source: Source, dtype: DTypeLike = jnp.float32) -> Stem:
+    """What comes before the first block."""
+    return _load(lambda: Stem(source.config, rngs=nnx.Rngs(0)), source, "", dtype)
 
 
-def load_norm(source: Source, dtype: DTypeLike = jnp.float32) -> nnx.RMSNorm:
-    """The norm between the last block and the head."""
-    c = source.config
-    return _load(
-        lambda: nnx.RMSNorm(c.hidden, epsilon=c.norm_epsilon, rngs=nnx.Rngs(0)),
-        source,
-        "norm.",
-        dtype,
-    )
-
-
-def load_head(source: Source, dtype: DTypeLike = jnp.float32) -> Head | None:
-    """The head's own linear layer; None where the embedding serves."""
-    c = source.config
-    if c.tied_embeddings:
-        return None
-    return _load(
-        lambda: nnx.Linear(c.hidden, c.vocabulary, use_bias=False, rngs=nnx.Rngs(0)),
-        source,
-        "head.",
-        dtype,
-    )
+def load_tail(source: Source, dtype: DTypeLike = jnp.float32) -> Tail:
+    """What follows the last block; its head, where the embedding serves, is the stem's."""
+    return _load(lambda: Tail(source.config, rngs=nnx.Rngs(0)), source, "", dtype)
 
 
 def load_model(source: Source, dtype: DTypeLike = jnp.float32) -> Decoder:
@@ -105,14 +78,14 @@ def load_model(source: Source, dtype: DTypeLike = jnp.float32) -> Decoder:
 
 def _load[M: nnx.Module](build: Callable[[], M], source: Source, prefix: str, dtype: Any) -> M:
     """Build a module without computing anything and fill it from `prefix` + its own paths."""
-    holder = nnx.Dict(it=nnx.eval_shape(build))  # so that a quantized layer can replace even `it`
+    module = nnx.eval_shape(build)
     # A layer's bias comes before its kernel, which may replace the layer.
-    for path, _ in sorted(nnx.to_flat_state(nnx.state(holder)), key=lambda item: str(item[0])):
+    for path, _ in sorted(nnx.to_flat_state(nnx.state(module)), key=lambda item: str(item[0])):
         *parts, field = (str(part) for part in path)
-        name = prefix + ".".join([*parts[1:], FIELDS[field]])
-        _place(holder, ".".join(parts), field, source.tensor(name), dtype)
-    _require_filled(holder)
-    return holder["it"]
+        name = prefix + tensor_name(path)
+        _place(module, ".".join(parts), field, source.tensor(name), dtype)
+    _require_filled(module)
+    return module
 
 
 def _place(root: nnx.Module, path: str, field: str, tensor: Any, dtype: Any) -> None:

@@ -30,7 +30,7 @@ from experiments.checkpoints.sources import Source
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import sync, write_whole
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 from models.rope import RopeScaling
 
 FORMAT = 3
@@ -270,11 +270,13 @@ def _digest(trees: Trees, described: Mapping[str, Any]) -> str:
 
 
 def _config(fields: dict[str, Any]) -> DecoderConfig:
-    scaling, windows = fields["rope_scaling"], fields["windows"]
+    fields = _tuples(fields)
+    scaling = fields["rope_scaling"]
     return DecoderConfig(
-        **fields
-        | {
-            "rope_scaling": None if scaling is None else RopeScaling(**scaling),
-            "windows": None if windows is None else tuple(windows),
-        }
+        **fields | {"rope_scaling": None if scaling is None else RopeScaling(**_tuples(scaling))}
     )
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists alone."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

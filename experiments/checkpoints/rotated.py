@@ -1,12 +1,13 @@
 """A source whose model is read in other coordinates, computing what it did (papers/quarot.md).
 
-Which layers read and write the residual stream is in `models.decoder.Block.sites`: readers of a
+Which layers read and write the residual stream is in `models.decoder.sites`: readers of a
 site that a norm produces read it, those of a site that a linear layer produces write to it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +23,35 @@ from experiments.checkpoints.sources import Source
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from kernels.hadamard import factor
-from models.decoder import Block, DecoderConfig
+from models.config import DecoderConfig
+from models.decoder import sites
 
-LINEARS = {path for site in Block.sites for path in site.readers}
-NORM_OF = {path: site.producer for site in Block.sites if site.producer not in LINEARS
-           for path in site.readers}  # fmt: skip
-WRITERS = LINEARS - set(NORM_OF)
-IN_HEADS = [site for site in Block.sites if site.per_head and site.absorbs_rotation]
-VALUES = {site.producer for site in IN_HEADS}
-SUMS = {path for site in IN_HEADS for path in site.readers}
+WRITERS = ("attention.o", "mlp.down")  # layers whose input a rotation can turn as it arrives
+SUMS = ("attention.o",)  # those of them that read sums within heads
+
+
+class Wiring(NamedTuple):
+    """A block's linear layers by how they meet the residual stream and the heads."""
+
+    norm_of: Mapping[str, str]  # of those that read the residual stream, the norm between
+    writers: frozenset[str]  # those that write to it
+    values: frozenset[str]  # those whose output is summed within a head,
+    sums: frozenset[str]  # and those that read the sums
+
+
+@functools.cache
+def wiring(config: DecoderConfig, layer: int) -> Wiring:
+    found = sites(config, layer)
+    linears = {path for site in found for path in site.readers}
+    norm_of = {path: site.producer for site in found if site.producer not in linears
+               for path in site.readers}  # fmt: skip
+    in_heads = [site for site in found if site.per_head and site.absorbs_rotation]
+    return Wiring(
+        norm_of,
+        frozenset(linears - set(norm_of)),
+        frozenset(site.producer for site in in_heads),
+        frozenset(path for site in in_heads for path in site.readers),
+    )
 
 
 class RotatedSource(Source):
@@ -61,27 +82,29 @@ class RotatedSource(Source):
     def read(self, name: str) -> np.ndarray:
         """One tensor of the turned model, read with the norm that it takes in."""
         path, _, field = name.rpartition(".")
-        block, within = "", path
-        if path.startswith("blocks."):
-            layer, within = path.split(".", 2)[1:]
-            block = f"blocks.{layer}."
-        if within == "norm" or within in NORM_OF.values():
+        if path == "norm":
             return np.ones(self.config.hidden, np.float32)
-        return np.asarray(self._turned(self._dense(name), block, within, field))
-
-    def _turned(self, x: Array, block: str, path: str, field: str) -> Array:
-        h = self.config.head_size
         if path in ("embed", "head"):
-            gamma = self._dense("norm.weight") if path == "head" else jnp.ones(x.shape[1])
-            return rotations.read_rotated(x, gamma, self.residual)
-        if path in NORM_OF and field == "weight":
-            gamma = self._dense(f"{block}{NORM_OF[path]}.weight")
+            return np.asarray(self._end(self._dense(name), path))
+        layer, within = path.split(".", 2)[1:]
+        if within in wiring(self.config, int(layer)).norm_of.values():
+            return np.ones(self.config.hidden, np.float32)
+        return np.asarray(self._turned(self._dense(name), int(layer), within, field))
+
+    def _end(self, x: Array, path: str) -> Array:
+        gamma = self._dense("norm.weight") if path == "head" else jnp.ones(x.shape[1])
+        return rotations.read_rotated(x, gamma, self.residual)
+
+    def _turned(self, x: Array, layer: int, path: str, field: str) -> Array:
+        wired, h = wiring(self.config, layer), self.config.head_size
+        if path in wired.norm_of and field == "weight":
+            gamma = self._dense(f"blocks.{layer}.{wired.norm_of[path]}.weight")
             x = rotations.read_rotated(x, gamma, self.residual)
-        if path in SUMS and field == "weight" and self.heads:
+        if path in wired.sums and field == "weight" and self.heads:
             x = rotations.rotate_heads(x, h)
-        if path in VALUES and self.heads:
+        if path in wired.values and self.heads:
             x = rotations.rotate_values(x, h)
-        return rotations.write_rotated(x, self.residual) if path in WRITERS else x
+        return rotations.write_rotated(x, self.residual) if path in wired.writers else x
 
     def _dense(self, name: str) -> Float[Array, "..."]:
         tied = name == "head.weight" and self.source.config.tied_embeddings
@@ -103,7 +126,7 @@ class Rotation(recipes.Rotation):
             raise ValueError(f"kind={self.kind!r} must be hadamard or random.")
         for path in self.online:
             if path not in WRITERS:
-                known = ", ".join(sorted(WRITERS))
+                known = ", ".join(WRITERS)
                 raise ValueError(
                     f"online={list(self.online)} names {path!r}: expected some of {known}; what "
                     "else a block reads is turned beforehand."
@@ -125,6 +148,7 @@ class Rotation(recipes.Rotation):
 
         Raises UserError where a width has no Hadamard matrix.
         """
+        _require_turnable(source.config)
         self._require_hadamard(source.config)
         if self.learning is not None:
             find = functools.partial(self._learned, source, windows)
@@ -168,6 +192,20 @@ class Rotation(recipes.Rotation):
                     f"rotation: {what} wants a Hadamard matrix of order {width}, and there is none "
                     f"here: {remedy}."
                 ) from error
+
+
+def _require_turnable(config: DecoderConfig) -> None:
+    """What a turned residual stream computes is the same only between norms without a direction."""
+    what = {
+        "norms that subtract a mean": config.norm == "layer",
+        "norms behind attention and MLP": config.post_norms,
+        "learned positions": config.positions == "learned",
+    }
+    if found := [name for name, here in what.items() if here]:
+        raise UserError(
+            f"rotation: a model of family {config.family} has {' and '.join(found)}, which do not "
+            "commute with a turn of its residual stream: leave it out (rotation=none)."
+        )
 
 
 def quarot(

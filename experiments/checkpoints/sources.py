@@ -1,25 +1,32 @@
 """What a model can be read from: a Hugging Face folder, a GGUF file, a checkpoint of our own.
 
 A source knows tensors by one set of names, the module paths of `models.decoder.Decoder` followed
-by `weight` or `bias`: "embed.weight", "blocks.0.attention.q.weight", "blocks.0.mlp_norm.weight",
-"norm.weight", "head.weight". Weights come as [out, in], the embedding as [vocabulary, hidden].
+by `weight` or `bias`, `stem` and `tail` left out: "embed.weight", "blocks.0.attention.q.weight",
+"blocks.0.mlp_norm.weight", "norm.weight", "head.weight". Weights come as [out, in], the embedding
+as [vocabulary, hidden].
 
 `open_source` and `embedded` are what the files in conf/model name as their `_target_`.
 """
 
 import abc
+import functools
 import os
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from experiments.checkpoints import packages
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
+from models.decoder import Block, Stem, Tail
 
 GGUF_MAGIC = b"GGUF"
+FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
 class Source(abc.ABC):
@@ -54,35 +61,33 @@ class Source(abc.ABC):
         return self.read(name)
 
 
-def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def shapes(config: DecoderConfig) -> Mapping[str, tuple[int, ...]]:
     """Every tensor that a decoder of this config has, by our names."""
-    found: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocabulary, config.hidden)}
+    found = _shapes(lambda: Stem(config, rngs=nnx.Rngs(0)))
     for layer in range(config.layers):
-        for name, shape in _block_shapes(config).items():
-            found[f"blocks.{layer}.{name}"] = shape
-    found["norm.weight"] = (config.hidden,)
-    if not config.tied_embeddings:
-        found["head.weight"] = (config.vocabulary, config.hidden)
+        inside = _block_shapes(config, layer)
+        found |= {f"blocks.{layer}.{name}": shape for name, shape in inside.items()}
+    return types.MappingProxyType(found | _shapes(lambda: Tail(config, rngs=nnx.Rngs(0))))
+
+
+def _block_shapes(config: DecoderConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    return _shapes(lambda: Block(config, layer, rngs=nnx.Rngs(0)))
+
+
+def _shapes(build: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(build))):
+        shape = variable.get_value().shape
+        found[tensor_name(path)] = shape[::-1] if path[-1] == "kernel" else shape
     return found
 
 
-def _block_shapes(c: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
-    linears = {  # out, in, bias
-        "attention.q": (inner, c.hidden, c.qkv_bias),
-        "attention.k": (kv, c.hidden, c.qkv_bias),
-        "attention.v": (kv, c.hidden, c.qkv_bias),
-        "attention.o": (c.hidden, inner, c.output_bias),
-        "mlp.gate": (c.feed_forward, c.hidden, c.mlp_bias),
-        "mlp.up": (c.feed_forward, c.hidden, c.mlp_bias),
-        "mlp.down": (c.hidden, c.feed_forward, c.mlp_bias),
-    }
-    found: dict[str, tuple[int, ...]] = {f"{k}.weight": (o, i) for k, (o, i, _) in linears.items()}
-    found |= {f"{k}.bias": (o,) for k, (o, _, bias) in linears.items() if bias}
-    found |= {f"{k}.weight": (c.hidden,) for k in ("attention_norm", "mlp_norm")}
-    if c.qk_norm:
-        found |= {f"attention.{k}_norm.weight": (c.head_size,) for k in "qk"}
-    return found
+def tensor_name(path: Sequence[Any]) -> str:
+    """Our name for the variable at a path within a decoder or a part of it."""
+    *modules, field = map(str, path)
+    modules = modules[1:] if modules[0] in ("stem", "tail") else modules
+    return ".".join([*modules, FIELDS[field]])
 
 
 def require_shape(

@@ -12,20 +12,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from models.decoder import Block, DecoderConfig
+from experiments.checkpoints.sources import shapes
+from models.config import DecoderConfig
+from models.decoder import sites
 
 
 def block_shapes(config: DecoderConfig) -> list[tuple[int, int]]:
     """(outputs, inputs) of each site's readers as one matrix."""
-    c = config
-    inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
-    found = {
-        "attention.input": (inner + 2 * kv, c.hidden),
-        "attention.output": (c.hidden, inner),
-        "mlp.input": (2 * c.feed_forward, c.hidden),
-        "mlp.hidden": (c.hidden, c.feed_forward),
-    }
-    return [found[site.name] for site in Block.sites]
+    every, found = shapes(config), []
+    for site in sites(config, 0):
+        readers = [every[f"blocks.0.{path}.weight"] for path in site.readers]
+        found.append((sum(o for o, _ in readers), readers[0][1]))
+    return found
 
 
 def operations(config: DecoderConfig, windows: int, context: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from algorithms.walk import unpack_layers
 from experiments import progress
-from experiments.checkpoints.loading import load_blocks, load_embed, load_head, load_norm
+from experiments.checkpoints.loading import load_blocks, load_stem, load_tail
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows, digest
 
@@ -67,10 +67,9 @@ def evaluate(source: Source, windows: Windows, *, chunk: int = 2) -> dict[str, A
 
 def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 2) -> Perplexity:
     """Evaluate a model on held-out windows, `chunk` of them at a time."""
-    embed = load_embed(source)
-    positions = jnp.arange(windows.shape[1])[None]
+    stem, positions = load_stem(source), jnp.arange(windows.shape[1])[None]
     tokens = [jnp.asarray(windows[n : n + chunk]) for n in range(0, len(windows), chunk)]
-    activations = [embed(t) for t in tokens]
+    activations = [stem(t, jnp.broadcast_to(positions, t.shape)) for t in tokens]
     with progress.steps("evaluate", source.config.layers + 1) as step:
         for block in load_blocks(source):
             unpack_layers(block)
@@ -79,11 +78,9 @@ def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 
                 activations[n] = _run_block(graph, state, x, positions)
             jax.block_until_ready(activations[-1])
             step("")
-        head = load_head(source)
-        if head is not None:
-            unpack_layers(head)
-        last = nnx.List([load_norm(source), embed if head is None else head])
-        graph, state = nnx.split(last)  # type: ignore[arg-type]
+        tail = load_tail(source)
+        unpack_layers(tail)
+        graph, state = nnx.split(nnx.List([tail, stem.embed]))  # type: ignore[arg-type]
         losses = [
             _window_losses(graph, state, x, t) for x, t in zip(activations, tokens, strict=True)
         ]
@@ -103,12 +100,11 @@ def _window_losses(
     graph, state, x: Float[Array, "n T D"], tokens: Int[Array, "n T"]
 ) -> Float[Array, " n"]:
     """A part of a window at a time: logits are the largest array of an evaluation."""
-    norm, head = nnx.merge(graph, state)
-    project = head.attend if isinstance(head, nnx.Embed) else head
+    tail, embed = nnx.merge(graph, state)
 
     def loss(position):
         x, following = position
-        logits = project(norm(x)).astype(jnp.float32)
+        logits = tail(x, embed).astype(jnp.float32)
         return jax.nn.logsumexp(logits) - logits[following]
 
     n, t = tokens.shape

@@ -9,13 +9,14 @@ from flax import nnx
 from algorithms import surgery
 from algorithms.numerics import relative_error
 from algorithms.walk import compress_block, set_weights
-from models.decoder import Block, DecoderConfig, Flow
+from models.config import DecoderConfig
+from models.decoder import Block, Flow, sites
 
 CONFIG = DecoderConfig(
     vocabulary=11, hidden=24, layers=1, heads=3, kv_heads=1, head_size=8, feed_forward=32,
     context=64,
 )  # fmt: skip
-PATHS = [path for site in Block.sites for path in site.readers]
+PATHS = [path for site in sites(CONFIG, 0) for path in site.readers]
 
 
 def block(seed=0):

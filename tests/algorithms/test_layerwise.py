@@ -10,14 +10,15 @@ from algorithms import surgery, walk
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import DenseTensor
 from algorithms.walk import NotFiniteError
-from models.decoder import Block, DecoderConfig, Flow
+from models.config import DecoderConfig
+from models.decoder import Block, Flow, sites
 from tests.algorithms.integers import gptq, rtn
 
 CONFIG = DecoderConfig(
     vocabulary=11, hidden=24, layers=1, heads=3, kv_heads=1, head_size=8, feed_forward=32,
     context=64,
 )  # fmt: skip
-READERS = {path for site in Block.sites for path in site.readers}
+READERS = {path for site in sites(CONFIG, 0) for path in site.readers}
 
 
 def block(seed=0):

@@ -23,7 +23,7 @@ from experiments.estimate import Estimate, estimate
 from experiments.evaluation import floor
 from experiments.evaluation.footprint import bytes_on_disk
 from experiments.recipes import Recipe
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 from tests.algorithms.integers import gptq, rtn
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG

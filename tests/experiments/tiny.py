@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from experiments.checkpoints.sources import Source, open_source
 from experiments.configuration import CONF
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 from tests.experiments.checkpoints.synthetic import (
     CONFIG,
     gguf_metadata,

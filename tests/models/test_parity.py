@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 from experiments.checkpoints.loading import load_model
 from models import rope
-from models.decoder import Decoder, DecoderConfig, KVCache
+from models.config import DecoderConfig
+from models.decoder import Decoder
+from models.layers import KVCache
 from tests.peers import goldens
 from tests.peers.goldens import Golden
 
@@ -53,7 +55,7 @@ def test_a_later_token_leaves_earlier_logits_alone(golden: Golden) -> None:
 def test_a_token_beyond_every_window_has_no_effect() -> None:
     golden = goldens.load(goldens.COMMITTED / "mistral")
     config = golden.model.config
-    reach = 1 + sum((config.window(layer) or 0) - 1 for layer in range(config.layers))
+    reach = 1 + sum((config.layer(layer).window or 0) - 1 for layer in range(config.layers))
     before = goldens.forward(golden.model, golden.tokens)
     after = goldens.forward(golden.model, change(golden, 0))
     changed = np.abs(after - before).max(axis=(0, 2)) > 1e-6

@@ -5,13 +5,14 @@ import numpy as np
 from flax import nnx
 
 from algorithms import surgery, walk
-from models.decoder import Block, DecoderConfig, Flow
+from models.config import DecoderConfig
+from models.decoder import Block, Flow, sites
 
 CONFIG = DecoderConfig(
     vocabulary=11, hidden=24, layers=1, heads=3, kv_heads=1, head_size=8, feed_forward=32,
     context=64, qkv_bias=True, mlp_bias=True,
 )  # fmt: skip
-READERS = [path for site in Block.sites for path in site.readers]
+READERS = [path for site in sites(CONFIG, 0) for path in site.readers]
 
 
 def block(seed=0):
@@ -33,7 +34,7 @@ def chunks(count=1, seed=0):
 def output(block):
     """What the block makes of the first of `chunks`, by the walk's own compiled stages."""
     flows = chunks(1)
-    for stage in range(len(Block.sites) + 1):
+    for stage in range(len(sites(CONFIG, 0)) + 1):
         walk.advance(block, flows, stage)
     return np.asarray(flows[0].residual)
 

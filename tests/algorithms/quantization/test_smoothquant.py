@@ -12,7 +12,6 @@ from algorithms import formats, surgery, walk
 from algorithms.activations import quantized_inputs
 from algorithms.quantization.rtn import rtn
 from algorithms.quantization.smoothquant import PeakStats, smoothquant
-from models.decoder import Block
 from tests.algorithms.quantization import scaled_blocks
 from tests.algorithms.quantization import smoothquant_official as official
 
@@ -145,5 +144,5 @@ def test_deviation_1_value_heads_take_the_geometric_mean():
     own = np.asarray(smoothquant().scale(old, PeakStats(jnp.abs(seen).max(0)))).reshape(3, 8)
     mean = np.exp(np.log(own).mean(0))
     np.testing.assert_allclose(found, np.broadcast_to(mean, (3, 8)), rtol=1e-4)
-    assert all(site.absorbs_scale for site in Block.sites)
+    assert all(site.absorbs_scale for site in after.sites)
     assert surgery.linear_at(after, "attention.v").bias is not None

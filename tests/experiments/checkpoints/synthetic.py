@@ -13,7 +13,7 @@ import safetensors.numpy
 from experiments.checkpoints import gguf as gguf_source
 from experiments.checkpoints import huggingface
 from experiments.checkpoints.sources import shapes
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

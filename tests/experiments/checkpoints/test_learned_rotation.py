@@ -13,11 +13,12 @@ from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import DenseTensor
 from algorithms.walk import compress_block
 from experiments.checkpoints.learned_rotation import Learning, draw, learn, quantized_loss
-from experiments.checkpoints.loading import load_block, load_head, load_model, load_norm
+from experiments.checkpoints.loading import load_block, load_model, load_stem, load_tail
 from experiments.checkpoints.rotated import RotatedSource, quarot, spinquant
 from experiments.errors import UserError
-from models.decoder import Block
+from models.decoder import sites
 from tests.experiments.checkpoints.test_rotated import (
+    PLAIN,
     TOKENS,
     InMemory,
     change,
@@ -27,7 +28,7 @@ from tests.experiments.checkpoints.test_rotated import (
 
 FINE = formats.integer(bits=8, group_size=None, scale_dtype="float32")
 WINDOWS = np.random.default_rng(0).integers(0, 53, (5, 12))
-PATHS = {path for site in Block.sites for path in site.readers}
+PATHS = {path for site in sites(PLAIN, 0) for path in site.readers}
 
 
 def unturned(source):
@@ -49,7 +50,7 @@ def test_the_loss_is_that_of_the_turned_model_with_rounded_inputs(windows):
     chunks = [embedded(turned)]
     for layer in range(2):
         compress_block(load_block(turned, layer), chunks, wrapped.__getitem__)
-    scores = jax.nn.log_softmax(load_head(turned)(load_norm(turned)(chunks[0].residual)))
+    scores = jax.nn.log_softmax(load_tail(turned)(chunks[0].residual, load_stem(turned).embed))
     picked = jnp.take_along_axis(scores[:, :-1], TOKENS[:, 1:, None], -1)
     np.testing.assert_allclose(found, -picked.mean((1, 2)), rtol=1e-3)
 

@@ -35,6 +35,7 @@ def filled_by_hand(source):
     for name in source.names():
         path, _, kind = name.rpartition(".")
         module = model
+        path = {"embed": "stem.", "norm": "tail.", "head": "tail."}.get(path, "") + path
         for part in path.split("."):
             module = module[int(part)] if part.isdigit() else getattr(module, part)
         x = jnp.asarray(source.read(name))
@@ -52,14 +53,13 @@ def test_the_model_is_what_the_source_says(source):
 
 def test_the_pieces_make_the_model(source):
     tokens = jnp.arange(10)[None]
-    model, head = loading.load_model(source), loading.load_head(source)
-    x = loading.load_embed(source)(tokens)
+    model, stem = loading.load_model(source), loading.load_stem(source)
+    x = stem(tokens, tokens)
     for layer in range(source.config.layers):
         x, _ = loading.load_block(source, layer)(x, tokens)
-    x = loading.load_norm(source)(x)
-    logits = loading.load_embed(source).attend(x) if head is None else head(x)
-    assert (head is None) == source.config.tied_embeddings
-    np.testing.assert_array_equal(logits, model(tokens))
+    tail = loading.load_tail(source)
+    assert hasattr(tail, "head") != source.config.tied_embeddings
+    np.testing.assert_array_equal(tail(x, stem.embed), model(tokens))
 
 
 def test_blocks_of_one_shape_share_one_compilation(source):
@@ -92,7 +92,7 @@ def test_quantized_tensors_bring_their_layers(tmp_path, monkeypatch):
         return QuantizedTensor.from_codes(codes, jnp.full((len(x), 1), 0.5), element)
 
     monkeypatch.setattr(source, "tensor", tensor)
-    block, head = loading.load_block(source, 0), loading.load_head(source)
+    block, head = loading.load_block(source, 0), loading.load_tail(source).head
     assert isinstance(block.attention.q, CompressedLinear) and isinstance(head, CompressedLinear)
     np.testing.assert_array_equal(
         block.attention.q.bias[...], source.read("blocks.0.attention.q.bias")

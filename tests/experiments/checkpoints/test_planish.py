@@ -11,7 +11,7 @@ from experiments.checkpoints.sources import open_source
 from experiments.errors import UserError
 from experiments.recipes import Recipe
 from experiments.streaming import Walk, compress_model
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 from models.rope import RopeScaling
 from tests.algorithms.integers import rtn
 from tests.experiments import tiny

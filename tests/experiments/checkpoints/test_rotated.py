@@ -14,11 +14,12 @@ from algorithms.activations import quantized_inputs
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import DenseTensor
 from algorithms.walk import compress_block
-from experiments.checkpoints.loading import load_block, load_embed, load_model
+from experiments.checkpoints.loading import load_block, load_model, load_stem
 from experiments.checkpoints.rotated import RotatedSource, quarot
 from experiments.checkpoints.sources import Source
 from experiments.errors import UserError
-from models.decoder import Block, DecoderConfig, Flow
+from models.config import DecoderConfig
+from models.decoder import Flow, sites
 from tests.algorithms.integers import rtn
 from tests.algorithms.quantization import quarot_official as official
 from tests.experiments import tiny
@@ -155,8 +156,9 @@ def activations(source):
 
 
 def embedded(source):
-    x = load_embed(source)(TOKENS)
-    return Flow(x, x, jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape))
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+    x = load_stem(source)(TOKENS, positions)
+    return Flow(x, x, positions)
 
 
 def test_no_channel_stands_out_once_turned():
@@ -173,7 +175,7 @@ def w4a4(source, rotation=None):
     """The model's output after W4A4 rounding, one scale per row and per token."""
     format = formats.integer(bits=4, group_size=None, symmetric=True, scale_dtype="float32")
     method = quantized_inputs(format=format)(rtn(bits=4, group_size=None, symmetric=True))
-    paths = {path for site in Block.sites for path in site.readers}
+    paths = {path for site in sites(PLAIN, 0) for path in site.readers}
     wrapped = {p: rotation.wrap(p, method) if rotation else method for p in paths}
     chunks = [embedded(source)]
     for layer in range(source.config.layers):

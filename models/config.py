@@ -1,0 +1,76 @@
+"""What a decoder is made of: sizes, and the conventions in which families differ."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+from models.rope import RopeScaling
+
+type Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+type Norm = Literal["rms", "layer"]
+
+
+class Layer(NamedTuple):
+    """In what the layers of one decoder differ."""
+
+    window: int | None  # tokens that each token sees, itself included; None: all before it
+    theta: float | None  # base of the rotary positions; None: no rotation
+    scaling: RopeScaling | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The shape of a decoder and the conventions of its family."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feed_forward: int
+    context: int  # the longest sequence the model allows, in tokens
+    family: str = "llama"  # under whose names and settings other software knows it
+    norm: Norm = "rms"  # "layer": mean subtracted, with a bias
+    norm_epsilon: float = 1e-5
+    post_norms: bool = False  # norms behind attention and MLP too, before they join the residual
+    activation: Activation = "silu"
+    gated: bool = True  # down(act(gate(x)) * up(x)), else down(act(up(x)))
+    positions: Literal["rotary", "learned"] = "rotary"
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rotated: int | None = None  # channels of a head that positions turn, the first; None: all
+    local_theta: float | None = None  # base in layers with a window, unscaled, if another
+    unrotated: tuple[int, ...] = ()  # layers without positions
+    windows: tuple[int | None, ...] | None = None  # sliding window of each layer, None: all see all
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False  # on the attention's output projection
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm over each head of q and k, before the rotation
+    attention_scale: float | None = None  # of q kᵀ; None: 1 / √head_size
+    attention_cap: float | None = None  # scores are c tanh(s / c)
+    logit_cap: float | None = None  # so are logits
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add
+    logit_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}.")
+        rotated = self.head_size if self.rotated is None else self.rotated
+        if self.positions == "rotary" and (rotated % 2 or not 0 < rotated <= self.head_size):
+            raise ValueError(
+                f"head_size={self.head_size} with rotated={self.rotated}: rotary positions turn an "
+                "even number of a head's channels."
+            )
+        if self.windows is not None and len(self.windows) != self.layers:
+            raise ValueError(f"windows has {len(self.windows)} entries for {self.layers} layers.")
+
+    def layer(self, n: int) -> Layer:
+        """What is special of one layer."""
+        window = None if self.windows is None else self.windows[n]
+        if self.positions == "learned" or n in self.unrotated:
+            return Layer(window, None, None)
+        if window is not None and self.local_theta is not None:
+            return Layer(window, self.local_theta, None)
+        return Layer(window, self.rope_theta, self.rope_scaling)

@@ -1,0 +1,108 @@
+"""The parts of a decoder's block. B windows, T tokens, S places of a cache, D hidden, n heads, k
+key-value heads, h head size."""
+
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models import attention, rope
+from models.config import Activation, DecoderConfig, Layer
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one layer's first `length` positions; the rest is room."""
+
+    k: Float[Array, "B S k h"]
+    v: Float[Array, "B S k h"]
+    length: Int[Array, ""]
+
+
+def append(cache: KVCache, k: Float[Array, "B T k h"], v: Float[Array, "B T k h"]) -> KVCache:
+    """Write k and v behind the cache's filled positions."""
+    start = (0, cache.length, 0, 0)
+    return KVCache(
+        jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), start),
+        jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), start),
+        cache.length + k.shape[1],
+    )
+
+
+def norm(config: DecoderConfig, *, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    """A norm over the hidden channels, of the family's kind."""
+    if config.norm == "rms":
+        return nnx.RMSNorm(config.hidden, epsilon=config.norm_epsilon, rngs=rngs)
+    return nnx.LayerNorm(
+        config.hidden, epsilon=config.norm_epsilon, use_fast_variance=False, rngs=rngs
+    )
+
+
+def activate(x: Float[Array, "..."], kind: Activation) -> Float[Array, "..."]:
+    if kind in ("gelu", "gelu_tanh"):
+        return nnx.gelu(x, approximate=kind == "gelu_tanh")
+    return {"silu": nnx.silu, "relu": nnx.relu}[kind](x)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention; projections q, k, v, o."""
+
+    def __init__(self, config: DecoderConfig, layer: Layer, *, rngs: nnx.Rngs):
+        c = config
+        self.heads, self.kv_heads, self.head_size = c.heads, c.kv_heads, c.head_size
+        self.layer, self.rotated, self.qk_norm = layer, c.rotated, c.qk_norm
+        self.scale, self.cap = c.attention_scale, c.attention_cap
+        inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+        self.q = nnx.Linear(c.hidden, inner, use_bias=c.qkv_bias, rngs=rngs)
+        self.k = nnx.Linear(c.hidden, kv, use_bias=c.qkv_bias, rngs=rngs)
+        self.v = nnx.Linear(c.hidden, kv, use_bias=c.qkv_bias, rngs=rngs)
+        self.o = nnx.Linear(inner, c.hidden, use_bias=c.output_bias, rngs=rngs)
+        if c.qk_norm:
+            self.q_norm = nnx.RMSNorm(c.head_size, epsilon=c.norm_epsilon, rngs=rngs)
+            self.k_norm = nnx.RMSNorm(c.head_size, epsilon=c.norm_epsilon, rngs=rngs)
+
+    def mix(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: KVCache | None
+    ) -> tuple[Float[Array, "B T i"], KVCache | None]:
+        """Everything but the output projection; a cache is read, extended and returned."""
+        b, t, _ = x.shape
+        q = self.q(x).reshape(b, t, self.heads, self.head_size)
+        k = self.k(x).reshape(b, t, self.kv_heads, self.head_size)
+        v = self.v(x).reshape(b, t, self.kv_heads, self.head_size)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._turned(q, positions), self._turned(k, positions)
+        window, scale, cap = self.layer.window, self.scale, self.cap
+        if cache is None:
+            y = attention.causal(q, k, v, window=window, scale=scale, cap=cap)
+        else:
+            cache = append(cache, k, v)
+            y = attention.cached(
+                q, cache.k, cache.v, positions, window=window, scale=scale, cap=cap
+            )
+        return y.reshape(b, t, self.heads * self.head_size), cache
+
+    def _turned(self, x: Float[Array, "B T n h"], positions: Int[Array, "B T"]):
+        if self.layer.theta is None:
+            return x
+        size, scaling = self.rotated or self.head_size, self.layer.scaling
+        f = rope.turning(size, self.layer.theta, scaling, positions)
+        return rope.rotate(x, positions, f, 1.0 if scaling is None else scaling.stretch)
+
+
+class MLP(nnx.Module):
+    """The feed-forward layer: down(act(gate(x)) * up(x)), or down(act(up(x)))."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.activation, self.gated = c.activation, c.gated
+        if c.gated:
+            self.gate = nnx.Linear(c.hidden, c.feed_forward, use_bias=c.mlp_bias, rngs=rngs)
+        self.up = nnx.Linear(c.hidden, c.feed_forward, use_bias=c.mlp_bias, rngs=rngs)
+        self.down = nnx.Linear(c.feed_forward, c.hidden, use_bias=c.mlp_bias, rngs=rngs)
+
+    def spread(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+        """Everything but the last projection."""
+        if not self.gated:
+            return activate(self.up(x), self.activation)
+        return activate(self.gate(x), self.activation) * self.up(x)
