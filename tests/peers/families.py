@@ -155,6 +155,144 @@ def families() -> dict[str, Family]:
             ),
             tokens=(2, 33),
         ),
+        "smollm3": Family(
+            covers="a third layer without positions, tied",
+            config=transformers.SmolLM3Config(
+                **shape(hidden=36, ffn=49, layers=4, heads=6, kv=2, vocabulary=83),
+                pad_token_id=None,
+                rms_norm_eps=1e-3,
+                rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+                no_rope_layer_interval=3,
+            ),
+            tokens=(2, 21),
+        ),
+        "granite": Family(
+            covers="multipliers of embedding, attention, residual and logits; biases, tied",
+            config=transformers.GraniteConfig(
+                **shape(hidden=40, ffn=51, layers=3, heads=5, kv=1, vocabulary=79),
+                rms_norm_eps=1e-3,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                embedding_multiplier=3.0,
+                attention_multiplier=0.31,
+                residual_multiplier=0.6,
+                logits_scaling=2.5,
+                attention_bias=True,
+                mlp_bias=True,
+                tie_word_embeddings=True,
+            ),
+            tokens=(2, 22),
+        ),
+        "gemma2": Family(
+            covers="soft caps, norms around, windows of 7 that alternate, heads of 14 on 36, older",
+            config=transformers.Gemma2Config(
+                **shape(hidden=36, ffn=47, layers=4, heads=4, kv=2, vocabulary=91),
+                pad_token_id=None,
+                head_dim=14,
+                rms_norm_eps=1e-3,
+                query_pre_attn_scalar=20,
+                sliding_window=7,
+                attn_logit_softcapping=2.0,
+                final_logit_softcapping=3.0,
+            ),
+            tokens=(2, 139),
+            dtype=torch.bfloat16,
+            rewrite=older(),
+        ),
+        "gemma3": Family(
+            covers="two bases of positions, one scaled; q and k norms; two of three layers slide",
+            config=transformers.Gemma3TextConfig(
+                **shape(hidden=36, ffn=47, layers=4, heads=6, kv=3, vocabulary=91),
+                pad_token_id=None,
+                head_dim=10,
+                rms_norm_eps=1e-3,
+                query_pre_attn_scalar=12,
+                sliding_window=6,
+                layer_types=[
+                    "sliding_attention",
+                    "sliding_attention",
+                    "full_attention",
+                    "sliding_attention",
+                ],
+                rope_parameters={
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                    "full_attention": {
+                        "rope_type": "linear",
+                        "rope_theta": 5000.0,
+                        "factor": 4.0,
+                    },
+                },
+            ),
+            tokens=(2, 26),
+        ),
+        "phi3": Family(
+            covers="LongRoPE beyond the original context of 16, q k v and gate up in one, a window",
+            config=transformers.Phi3Config(
+                **shape(hidden=40, ffn=46, layers=2, heads=5, kv=1, vocabulary=73),
+                pad_token_id=None,
+                rms_norm_eps=1e-3,
+                original_max_position_embeddings=16,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "original_max_position_embeddings": 16,
+                    "short_factor": [1.0, 1.1, 1.25, 1.5],
+                    "long_factor": [1.5, 2.0, 3.0, 4.5],
+                },
+                sliding_window=11,
+            ),
+            tokens=(2, 25),
+        ),
+        "phi4_mini": Family(
+            covers="half of each head turned, LongRoPE within the original context, tied",
+            config=transformers.Phi3Config(
+                **shape(hidden=48, ffn=46, layers=2, heads=4, kv=2, vocabulary=73),
+                pad_token_id=None,
+                rms_norm_eps=1e-5,
+                original_max_position_embeddings=64,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 0.5,
+                    "original_max_position_embeddings": 64,
+                    "short_factor": [1.0, 1.2, 1.7],
+                    "long_factor": [1.5, 2.0, 3.0],
+                },
+                tie_word_embeddings=True,
+            ),
+            tokens=(2, 24),
+        ),
+        "opt": Family(
+            covers="learned positions with two unused rows, LayerNorm, ReLU, biases, tied",
+            config=transformers.OPTConfig(
+                vocab_size=71,
+                hidden_size=30,
+                num_hidden_layers=3,
+                ffn_dim=44,
+                num_attention_heads=6,
+                max_position_embeddings=40,
+                word_embed_proj_dim=30,
+                pad_token_id=None,
+                bos_token_id=None,
+                eos_token_id=None,
+            ),
+            tokens=(2, 37),
+            dtype=torch.float16,
+        ),
+        "gpt2": Family(
+            covers="matrices as [in, out], q k v in one, odd heads, learned positions, tied",
+            config=transformers.GPT2Config(
+                vocab_size=71,
+                n_positions=48,
+                n_embd=35,
+                n_layer=3,
+                n_head=5,
+                n_inner=58,
+                layer_norm_epsilon=1e-3,
+                bos_token_id=None,
+                eos_token_id=None,
+            ),
+            tokens=(2, 41),
+        ),
     }
 
 
@@ -216,7 +354,7 @@ def randomize(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Fill every parameter from NumPy's generator, whose draws no processor changes."""
     for name, parameter in model.named_parameters():
         size = tuple(parameter.shape)
-        if "norm" in name:
+        if len(size) == 1 and ("norm" in name or ".ln_" in name) and name.endswith("weight"):
             value = rng.uniform(0.5, 1.5, size)
         elif name.endswith("bias"):
             value = 0.3 * rng.standard_normal(size)

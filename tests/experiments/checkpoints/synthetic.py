@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from experiments.checkpoints import gguf as gguf_source
 from experiments.checkpoints import huggingface
+from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.sources import shapes
 from models.config import DecoderConfig
 
@@ -42,7 +43,8 @@ def write_folder(folder: Path, raw: dict[str, Any], *, dtype: Any = np.float32) 
     (folder / "config.json").write_text(json.dumps(raw))
     config = huggingface.read_config(raw, folder / "config.json")
     tensors = {name: x.astype(dtype) for name, x in random_tensors(config).items()}
-    stored = {huggingface.stored_name(name): x for name, x in tensors.items()}
+    family = FAMILIES[config.family]
+    stored = {family.place(config, name).name: x for name, x in tensors.items()}
     safetensors.numpy.save_file(stored, folder / "model.safetensors")
     return tensors
 

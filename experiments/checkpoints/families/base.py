@@ -1,0 +1,121 @@
+"""What a family of decoders is, to other software: a declaration, from which models are read.
+
+Between a family's tensors and ours lie names, parts of a matrix that hold several of ours one below
+the other, matrices kept as [in, out], rows that are not used, and norms kept as their distance
+from one. All of it is said here, and undone by `Place`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.checkpoints.families.raw import Raw
+from experiments.checkpoints.sources import shapes
+from models.config import DecoderConfig
+
+LLAMA_TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+LLAMA_BLOCK = {
+    "attention_norm": "input_layernorm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+
+
+class Place(NamedTuple):
+    """Where one of our tensors lies among theirs."""
+
+    name: str
+    rows: tuple[int, int]  # the first and the one after the last, of the matrix as [out, in]
+    shape: tuple[int, ...]  # of the whole tensor, as it is stored
+    transposed: bool
+    offset: float  # ours is larger by so much
+
+    def take(self, x: np.ndarray) -> np.ndarray:
+        """Ours, from the whole of theirs: a view, if it needs no arithmetic."""
+        x = (x.T if self.transposed else x)[slice(*self.rows)]
+        return x if self.offset == 0 else x.astype(np.float32) + np.float32(self.offset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family. Names are of modules, without "weight" or "bias"."""
+
+    name: str  # its model_type
+    architecture: str
+    config: Callable[[Raw], Mapping[str, Any]]  # arguments of DecoderConfig beside the sizes
+    sizes: Callable[[Raw], Mapping[str, Any]]
+    top: Mapping[str, str] = dataclasses.field(default_factory=lambda: LLAMA_TOP)
+    block: Mapping[str, str] = dataclasses.field(default_factory=lambda: LLAMA_BLOCK)
+    prefix: str = "model.layers.{}."  # of a block's names
+    fused: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # theirs: ours
+    transposed: bool = False  # matrices of blocks are [in, out]
+    unused_rows: Mapping[str, int] = dataclasses.field(default_factory=dict)  # the first, of ours
+    norm_offset: float = 0.0
+
+    def read(self, raw: Raw) -> DecoderConfig:
+        """Our configuration. Raises UserError or ValueError for what planish cannot run."""
+        return DecoderConfig(family=self.name, **{**self.sizes(raw), **self.config(raw)})
+
+    def place(self, config: DecoderConfig, name: str) -> Place:
+        """Where one of our tensors lies."""
+        path, _, field = name.rpartition(".")
+        every, prefix, ours = shapes(config), "", path
+        if path.startswith("blocks."):
+            layer, ours = path.split(".", 2)[1:]
+            prefix = self.prefix.format(layer)
+        whole = next(((t, parts) for t, parts in self.fused.items() if ours in parts), None)
+        theirs, parts = whole or ((self.block if prefix else self.top)[ours], (ours,))
+        stem = name.removesuffix(f"{ours}.{field}")
+        lengths = [every[f"{stem}{part}.{field}"][0] for part in parts]
+        start = sum(lengths[: parts.index(ours)]) + self.unused_rows.get(ours, 0)
+        rest = every[name][1:]
+        shape = (sum(lengths) + self.unused_rows.get(ours, 0), *rest)
+        transposed = self.transposed and bool(prefix) and len(shape) == 2
+        return Place(
+            f"{prefix}{theirs}.{field}",
+            (start, start + every[name][0]),
+            shape[::-1] if transposed else shape,
+            transposed,
+            self.norm_offset if ours.endswith("norm") and field == "weight" else 0.0,
+        )
+
+
+def decoder_sizes(raw: Raw) -> dict[str, Any]:
+    """The sizes that most families give under the same names."""
+    heads, hidden = raw.count("num_attention_heads"), raw.count("hidden_size")
+    return {
+        "vocabulary": raw.count("vocab_size"),
+        "hidden": hidden,
+        "layers": raw.count("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": raw.get("num_key_value_heads") or heads,
+        "head_size": raw.get("head_dim") or hidden // heads,
+        "feed_forward": raw.count("intermediate_size"),
+        "context": raw.count("max_position_embeddings"),
+        "norm_epsilon": raw.number("rms_norm_eps", 1e-6),
+    }
+
+
+def rotary(raw: Raw, head_size: int | None = None, **options: Any) -> dict[str, Any]:
+    """Rotary positions; head_size: where a part of each head alone may be turned."""
+    rope = raw.rope(**options)
+    if head_size is None:
+        if rope.share != 1:
+            raise ValueError(f"partial_rotary_factor={rope.share} is not of this family.")
+        return {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
+    turned = int(head_size * rope.share)
+    return {
+        "rope_theta": rope.theta,
+        "rope_scaling": rope.scaling,
+        "rotated": None if turned == head_size else turned,
+    }

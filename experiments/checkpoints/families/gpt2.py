@@ -1,0 +1,52 @@
+"""GPT-2: learned positions, LayerNorm, biases; matrices kept as [in, out], q, k and v in one."""
+
+from typing import Any
+
+from experiments.checkpoints.families.base import Family
+from experiments.checkpoints.families.raw import Raw
+
+
+def config(raw: Raw) -> dict[str, Any]:
+    raw.require("scale_attn_weights", True)
+    raw.require("scale_attn_by_inverse_layer_idx", False)
+    raw.require("add_cross_attention", False)
+    return {
+        "norm": "layer",
+        "activation": raw.activation("activation_function", "gelu_new"),
+        "gated": False,
+        "positions": "learned",
+        "tied_embeddings": bool(raw.get("tie_word_embeddings", True)),
+        "qkv_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+    }
+
+
+def sizes(raw: Raw) -> dict[str, Any]:
+    heads, hidden = raw.count("n_head"), raw.count("n_embd")
+    return {
+        "vocabulary": raw.count("vocab_size"),
+        "hidden": hidden,
+        "layers": raw.count("n_layer"),
+        "heads": heads,
+        "kv_heads": heads,
+        "head_size": hidden // heads,
+        "feed_forward": raw.get("n_inner") or 4 * hidden,
+        "context": raw.count("n_positions"),
+        "norm_epsilon": raw.number("layer_norm_epsilon", 1e-5),
+    }
+
+
+GPT2 = Family(
+    name="gpt2", architecture="GPT2LMHeadModel", config=config, sizes=sizes,
+    prefix="transformer.h.{}.", transposed=True,
+    top={
+        "embed": "transformer.wte", "positions": "transformer.wpe",
+        "norm": "transformer.ln_f", "head": "lm_head",
+    },
+    block={
+        "attention_norm": "ln_1", "attention.o": "attn.c_proj",
+        "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
+    },
+    fused={"attn.c_attn": ("attention.q", "attention.k", "attention.v")},
+)  # fmt: skip

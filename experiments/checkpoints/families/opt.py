@@ -1,0 +1,55 @@
+"""OPT: learned positions, of which the first two rows are not used, LayerNorm, ReLU, biases."""
+
+from typing import Any
+
+from experiments.checkpoints.families.base import Family
+from experiments.checkpoints.families.raw import Raw
+
+
+def config(raw: Raw) -> dict[str, Any]:
+    raw.require("do_layer_norm_before", True)
+    raw.require("_remove_final_layer_norm", False)
+    raw.require("layer_norm_elementwise_affine", True)
+    raw.require("word_embed_proj_dim", raw.count("hidden_size"), None)
+    bias = bool(raw.get("enable_bias", True))
+    return {
+        "norm": "layer",
+        "activation": raw.activation("activation_function", "relu"),
+        "gated": False,
+        "positions": "learned",
+        "tied_embeddings": bool(raw.get("tie_word_embeddings", True)),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": bias,
+    }
+
+
+def sizes(raw: Raw) -> dict[str, Any]:
+    heads, hidden = raw.count("num_attention_heads"), raw.count("hidden_size")
+    return {
+        "vocabulary": raw.count("vocab_size"),
+        "hidden": hidden,
+        "layers": raw.count("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": heads,
+        "head_size": hidden // heads,
+        "feed_forward": raw.count("ffn_dim"),
+        "context": raw.count("max_position_embeddings"),
+        "norm_epsilon": 1e-5,
+    }
+
+
+OPT = Family(
+    name="opt", architecture="OPTForCausalLM", config=config, sizes=sizes,
+    prefix="model.decoder.layers.{}.", unused_rows={"positions": 2},
+    top={
+        "embed": "model.decoder.embed_tokens", "positions": "model.decoder.embed_positions",
+        "norm": "model.decoder.final_layer_norm", "head": "lm_head",
+    },
+    block={
+        "attention_norm": "self_attn_layer_norm",
+        "attention.q": "self_attn.q_proj", "attention.k": "self_attn.k_proj",
+        "attention.v": "self_attn.v_proj", "attention.o": "self_attn.out_proj",
+        "mlp_norm": "final_layer_norm", "mlp.up": "fc1", "mlp.down": "fc2",
+    },
+)  # fmt: skip
