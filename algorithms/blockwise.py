@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from algorithms import surgery
 from algorithms.numerics import relative_error
-from algorithms.tensors import CompressedTensor
+from algorithms.tensors import CompressedTensor, ExpertsTensor
 from algorithms.walk import Block, NotFiniteError
 
 Parameters = Any  # a pytree of arrays, each method's own, for one weight
@@ -91,7 +91,7 @@ def learn_block(
     y = jnp.concatenate([flow.residual for flow in targets])
     context = _Context(state, weights, inputs[0].positions[:1])
     static = dict(graph=graph, methods=tuple(methods.values()), paths=tuple(methods))
-    start = {path: m.init(weights[path]) for path, m in methods.items()}
+    start = {path: _each(m.init, weights[path])(weights[path]) for path, m in methods.items()}
     first = _errors(context, start, x, y, **static)
     parameters, losses = _learn(context, start, x, y, first, key, **static)
     last = _errors(context, parameters, x, y, **static)
@@ -142,15 +142,22 @@ def _require_finite(loss: BlockLoss, losses: Float[Array, " s"], paths: Sequence
 
 @functools.partial(jax.jit, static_argnames="finish")
 def _finish(w, parameters, *, finish):
-    return finish(w, parameters)
+    tensor = _each(finish, w)(w, parameters)
+    return ExpertsTensor(tensor) if w.ndim == 3 else tensor
+
+
+def _each(function: Callable[..., Any], w: Float[Array, "*e o i"]) -> Callable[..., Any]:
+    """For every expert, where a weight has some."""
+    return jax.vmap(function) if w.ndim == 3 else function
 
 
 def _output(context: _Context, parameters, x, *, graph, methods, paths):
     """The block's output with its weights as the methods approximate them."""
     block = nnx.merge(graph, context.state, copy=True)  # variables of this trace level, to be set
     for path, m in zip(paths, methods, strict=True):
-        w = m.approximate(context.weights[path], parameters[path])
-        surgery.set_weight(surgery.linear_at(block, path), w)
+        w = context.weights[path]
+        approximation = _each(m.approximate, w)(w, parameters[path])
+        surgery.set_weight(surgery.linear_at(block, path), approximation)
     return block(x, jnp.broadcast_to(context.positions, x.shape[:2]))[0]
 
 

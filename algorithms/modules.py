@@ -1,9 +1,9 @@
 """Linear layers over compressed tensors."""
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from algorithms.tensors import CompressedTensor
+from algorithms.tensors import CompressedTensor, ExpertsTensor
 
 
 class CompressedLinear(nnx.Module):
@@ -21,3 +21,18 @@ class CompressedLinear(nnx.Module):
     def __call__(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
         y = self.tensor.matmul(x)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class CompressedExperts(nnx.Module):
+    """The same for each expert: rows are sorted by expert, `counts` of each."""
+
+    def __init__(self, tensor: ExpertsTensor):
+        tensor.validate()
+        self.weight = nnx.Variable(tensor)
+
+    @property
+    def tensor(self) -> ExpertsTensor:
+        return self.weight.get_value()
+
+    def __call__(self, x: Float[Array, "n i"], counts: Int[Array, " e"]) -> Float[Array, "n o"]:
+        return self.tensor.grouped_matmul(x, counts)

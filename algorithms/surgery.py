@@ -1,18 +1,25 @@
 """Find and replace NNX modules by path; the only [i, o] <-> [o, i] transpose.
 
 `nnx.Linear` keeps its kernel as [in, out]; everything else in `algorithms` and in files speaks of
-W [out, in], as papers do.
+W [out, in], as papers do. Experts' layers have a matrix for each expert, [e, in, out].
 """
 
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from algorithms.modules import CompressedLinear
-from algorithms.tensors import CompressedTensor
+from algorithms.modules import CompressedExperts, CompressedLinear
+from algorithms.tensors import CompressedTensor, ExpertsTensor
+
+
+@runtime_checkable
+class LinearLayer(Protocol):
+    """An `nnx.Linear`, or the same for each expert."""
+
+    kernel: Any  # nnx.Param, [*e, in, out]
 
 
 def find(root: nnx.Module, path: str) -> nnx.Module:
@@ -27,11 +34,11 @@ def _child(module: Any, name: str) -> Any:
     return module[int(name)] if name.isdigit() else getattr(module, name)
 
 
-def linear_at(root: nnx.Module, path: str) -> nnx.Linear:
+def linear_at(root: nnx.Module, path: str) -> LinearLayer:
     """The linear layer at a dotted path; raises ValueError for anything else."""
     module = find(root, path)
-    if not isinstance(module, nnx.Linear):
-        raise ValueError(f"path={path!r} holds a {type(module).__name__}, not an nnx.Linear.")
+    if not isinstance(module, LinearLayer):
+        raise ValueError(f"path={path!r} holds a {type(module).__name__}, no linear layer.")
     return module
 
 
@@ -46,24 +53,30 @@ def replace(root: nnx.Module, path: str, module: nnx.Module) -> None:
         setattr(holder, name, module)
 
 
-def get_weight(linear: nnx.Linear) -> Float[Array, "o i"]:
-    return linear.kernel[...].T
+def weight_shape(linear: LinearLayer) -> tuple[int, ...]:
+    *experts, i, o = linear.kernel.get_value().shape
+    return (*experts, o, i)
 
 
-def set_weight(linear: nnx.Linear, w: Float[Array, "o i"]) -> None:
+def get_weight(linear: LinearLayer) -> Float[Array, "*e o i"]:
+    return linear.kernel[...].swapaxes(-1, -2)
+
+
+def set_weight(linear: LinearLayer, w: Float[Array, "*e o i"]) -> None:
     """Give a linear layer the weight W [o, i]; its shape must be the layer's own."""
-    expected = (linear.out_features, linear.in_features)
-    if w.shape != expected:
+    if w.shape != (expected := weight_shape(linear)):
         raise ValueError(f"w.shape={w.shape} does not fit a linear layer of {expected}.")
-    linear.kernel.set_value(w.T)
+    linear.kernel.set_value(w.swapaxes(-1, -2))
 
 
 def compress_linear(root: nnx.Module, path: str, tensor: CompressedTensor) -> None:
     """Replace the linear layer at `path` by one that computes on `tensor`, its bias kept."""
-    linear = linear_at(root, path)
-    expected = (linear.out_features, linear.in_features)
-    if tensor.shape != expected:
+    linear: Any = linear_at(root, path)
+    if tensor.shape != (expected := weight_shape(linear)):
         raise ValueError(f"tensor.shape={tensor.shape} does not fit {path} of {expected}.")
+    if isinstance(tensor, ExpertsTensor):
+        replace(root, path, CompressedExperts(tensor))
+        return
     bias = None if linear.bias is None else linear.bias[...]
     replace(root, path, CompressedLinear(tensor, bias))
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from algorithms import surgery
+from algorithms import mixtures, surgery
 from algorithms.layerwise import LayerwiseMethod, SiteTransform, Statistics
-from algorithms.modules import CompressedLinear
-from algorithms.tensors import CompressedTensor, DenseTensor
+from algorithms.modules import CompressedExperts, CompressedLinear
+from algorithms.tensors import CompressedTensor, DenseTensor, ExpertsTensor
 
 Block = Any  # an nnx.Module with `sites` (name, readers) and `stages()`, as in `models.decoder`
 MethodOf = Callable[[str], LayerwiseMethod | None]  # by module path; None: the layer stays dense
@@ -33,7 +33,7 @@ class SiteReport(NamedTuple):
     site: str
     error: float | None  # relative, by the method's own measure; None where nothing is compressed
     seconds: dict[str, float]  # wall time by phase: forward, statistics, solve
-    notes: dict[str, float]  # the method's own, about the site's statistics
+    notes: dict[str, Any]  # the method's own, about the site's statistics; experts unreached
 
 
 class BlockResult(NamedTuple):
@@ -102,25 +102,36 @@ def compress_block(
 class _Site(NamedTuple):
     tensors: dict[str, CompressedTensor]
     errors: list[float]
-    notes: dict[str, float]
+    notes: dict[str, Any]
 
 
 def _compress_site(block, site, chunks, original, method_of, key, clock: "Clock") -> _Site:
     """Observe once for each kind of statistics, and compress what one method takes together."""
-    rows = {path: surgery.linear_at(block, path).out_features for path in site.readers}
-    groups = grouped(rows, method_of)
-    seen = {m.observe: observe(chunks, m, original) for m, _ in groups if m.observe is not None}
+    rows = {path: surgery.weight_shape(surgery.linear_at(block, path))[-2] for path in site.readers}
+    groups, found = grouped(rows, method_of), _Site({}, [], {})
+    seen = {}
+    for method, _ in groups:
+        if method.observe is not None and method.observe not in seen:
+            seen[method.observe], notes = _observe(block, site, chunks, method, original)
+            found.notes.update(notes)
     if seen:
         clock.lap("statistics")
-    found = _Site({}, [], {})
     for n, (method, paths) in enumerate(groups):
         stats = None if method.observe is None else seen[method.observe]
         own = key if key is None or n == 0 else jax.random.fold_in(key, n)
-        tensors, error = _compress(block, site.name, paths, stats, own, method)
+        tensors, error = _compress(block, site, paths, stats, own, method)
         found.tensors.update(tensors)
         found.errors.append(error)
-        found.notes.update({k: float(value) for k, value in _notes(stats, method).items()})
+        notes = (mixtures.notes if site.experts else _notes)(stats, method)
+        found.notes.update({k: float(value) for k, value in notes.items()})
     return found
+
+
+def _observe(block, site, chunks, method, original) -> tuple[Statistics, dict[str, Any]]:
+    if not site.experts:
+        return observe(chunks, method, original), {}
+    found = mixtures.observe(block, site, chunks, method)
+    return found.stats, {"unreached_experts": found.unreached} if found.unreached else {}
 
 
 def replay_block(
@@ -166,8 +177,9 @@ def set_weights(block: Block, tensors: Mapping[str, Any]) -> None:
     for path, tensor in tensors.items():
         linear = surgery.linear_at(block, path)
         unpacked = unpack(tensor, dtype=linear.kernel[...].dtype)
-        if isinstance(unpacked, DenseTensor):
-            surgery.set_weight(linear, unpacked.weight)
+        plain = unpacked.stacked if isinstance(unpacked, ExpertsTensor) else unpacked
+        if isinstance(plain, DenseTensor):
+            surgery.set_weight(linear, plain.weight)
         else:
             surgery.compress_linear(block, path, unpacked)
 
@@ -175,7 +187,7 @@ def set_weights(block: Block, tensors: Mapping[str, Any]) -> None:
 def unpack_layers(block: nnx.Module, dtype: Any = jnp.float32) -> None:
     """Unpack every compressed layer of a block, once for the many chunks to come."""
     for _, module in nnx.iter_modules(block):
-        if isinstance(module, CompressedLinear):
+        if isinstance(module, CompressedLinear | CompressedExperts):
             module.weight.set_value(unpack(module.tensor, dtype=dtype))
 
 
@@ -186,7 +198,7 @@ def unpack(tensor: Any, *, dtype: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def dense(tensor: Any, *, dtype: Any) -> Float[Array, "o i"]:
+def dense(tensor: Any, *, dtype: Any) -> Float[Array, "*e o i"]:
     """`tensor.dequantize(dtype)` as one program of its own."""
     return tensor.dequantize(dtype)
 
@@ -210,16 +222,17 @@ def grouped(rows: Mapping[str, int], method_of: Callable[[str], Any]) -> list[tu
     return groups
 
 
-def _compress(block, site: str, paths: list[str], stats, key, method: LayerwiseMethod):
+def _compress(block, site, paths: list[str], stats, key, method: LayerwiseMethod):
     """The compressed weights of `paths`, and the error of all of them as one matrix."""
+    solve, measure = (mixtures.solve, mixtures.error) if site.experts else (_solve, _error)
     weights = [surgery.get_weight(surgery.linear_at(block, path)) for path in paths]
-    w = jnp.concatenate(weights)
-    tensor = _solve(w, stats, key, method=method)
-    pieces = tensor.split([piece.shape[0] for piece in weights])
-    approximation = jnp.concatenate([dense(piece, dtype=w.dtype) for piece in pieces])
-    error = float(_error(w, approximation, stats, method=method))
+    w = jnp.concatenate(weights, -2)
+    tensor = solve(w, stats, key, method=method)
+    pieces = tensor.split([piece.shape[-2] for piece in weights])
+    approximation = jnp.concatenate([dense(piece, dtype=w.dtype) for piece in pieces], -2)
+    error = float(measure(w, approximation, stats, method=method))
     if not math.isfinite(error):
-        raise NotFiniteError(explain(site, paths, error, w, stats))
+        raise NotFiniteError(explain(site.name, paths, error, w, stats))
     return dict(zip(paths, pieces, strict=True)), error
 
 
@@ -292,7 +305,7 @@ def _notes(stats, method: LayerwiseMethod) -> dict[str, Array]:
 
 
 def explain(
-    site: str, paths: Sequence[str], error: float, w: Float[Array, "o i"], stats: Statistics
+    site: str, paths: Sequence[str], error: float, w: Float[Array, "*e o i"], stats: Statistics
 ) -> str:
     """Why something at a site is not finite.
 

@@ -173,7 +173,7 @@ def write_random_model(source: Source, depth: int, folder: Path) -> None:
     weight_map = {}
     for name, shape in shapes(config).items():  # one file per tensor: never the whole model at once
         x = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5
-        stored, file = LLAMA.place(config, name).name, f"{name}.safetensors"
+        stored, file = LLAMA.places(config, name)[0].name, f"{name}.safetensors"
         safetensors.numpy.save_file({stored: x.astype(np.float16)}, folder / file)
         weight_map[stored] = file
     index = {"metadata": {}, "weight_map": weight_map}

@@ -39,11 +39,12 @@ def checkpoint_bytes(
     # As the source has it may be wider than it is: float32 is the widest that a source gives.
     width = jnp.dtype(walk.dense_dtype or "float32").itemsize
     everything = shapes(config)
-    inside = {n: s for n, s in everything.items() if n.startswith("blocks.0.")}
     total = sum(_end_bytes(recipe, n, s, width) for n, s in everything.items()
                 if not n.startswith("blocks."))  # fmt: skip
     for kind, count in kinds.items():
         tensors = tensors_of(config, kind)
+        block = f"blocks.{programs.like(config, dict(kind))}."
+        inside = {n: s for n, s in everything.items() if n.startswith(block)}
         dense = [s for n, s in inside.items() if _path(n) not in tensors]
         packed = sum(size(tensor) for tensor in tensors.values())
         total += count * (packed + width * sum(map(math.prod, dense)))

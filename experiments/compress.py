@@ -79,6 +79,12 @@ def _compress(
     def report(layer: streaming.LayerReport) -> None:
         run.note("layer", **dataclasses.asdict(layer), peak_memory=records.peak_memory())
         for site, found in layer.notes.items():
+            if lost := found.get("unreached_experts"):
+                run.warn(
+                    f"Block {layer.layer}, {site}: no calibration token reached "
+                    f"{', '.join(f'mlp.experts.{n}' for n in lost)}; calibrated on every token "
+                    "that their mixture reads."
+                )
             if dead := int(found.get("dead_inputs", 0)):
                 run.warn(
                     f"Block {layer.layer}, {site}: {dead} inputs are zero in all calibration text; "

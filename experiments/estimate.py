@@ -23,8 +23,9 @@ from experiments.evaluation import perplexity
 from experiments.operations import Work, size, work
 from experiments.recipes import Recipe
 from experiments.streaming import Walk
+from models.block import Flow
 from models.config import DecoderConfig
-from models.decoder import Block, Flow, sites
+from models.decoder import build_block, sites
 
 # Copies of a dense tensor, as float32, while it is read: the file's own, dequantized, placed; and
 # while it is cast and checked to be written. Measured: 312 and 200 MB for an embedding of 113 MB.
@@ -181,8 +182,8 @@ def _compress(
 def _stages(config: DecoderConfig, chunk: int, context: int) -> list[tuple[Work, Flow]]:
     """Work of each stage of a block over one chunk, and the chunk after it."""
     flow, found = programs.flow_shapes(config, chunk, context), []
-    for stage in range(len(sites(config, 0)) + 1):
-        one, flow = _stage(config, stage, chunk, context, flow.activation.shape[-1])
+    for stage in range(len(sites(config, programs.typical(config))) + 1):
+        one, flow = _stage(config, stage, flow)
         found.append((one, flow))
     return found
 
@@ -213,10 +214,11 @@ def _sites(
     config: DecoderConfig, kind: Kind, flows: list[Flow], copies: float
 ) -> tuple[dict[str, Work], list[list[Held]]]:
     """Work of one block's statistics, over all chunks, and of its solves; what they hold."""
-    names = [site.name for site in sites(config, 0)]
+    names = [site.name for site in sites(config, programs.typical(config))]
     parts, moments = {"statistics": Work(), "solve": Work()}, []
     for group in programs.groups(config, dict(kind)):
-        flow = flows[names.index(group.site.name)] if flows else None
+        here = flows and group.site.name in names  # a layer of another kind may have others
+        flow = flows[names.index(group.site.name)] if here else None
         seen, solved, needed = _group(config, group, flow)
         parts["statistics"] += seen.times(copies)
         parts["solve"] += solved
@@ -231,9 +233,9 @@ def _group(
     w, stats, _ = programs.site_shapes(config, group)
     seen = Work()
     if flow is not None and programs.observes(group.method):
-        seen = work(
-            functools.partial(programs.observe, method=group.method), stats, flow.activation
-        )
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stats)
+        own = one if group.site.experts else stats
+        seen = work(functools.partial(programs.observe, method=group.method), own, flow.activation)
     solved = _solve(config, group)
     pieces = _arrays(w, 2)  # each reader's own, and all as one matrix
     passing = Held(1, max(seen.temporaries, solved.temporaries))
@@ -249,16 +251,13 @@ def _solve(config: DecoderConfig, group: programs.Solved) -> Work:
 
 @functools.cache
 def _block(config: DecoderConfig) -> tuple[Any, Any]:
-    return programs.split(lambda: Block(config, 0, rngs=nnx.Rngs(0)))
+    return programs.split(lambda: build_block(config, programs.typical(config), rngs=nnx.Rngs(0)))
 
 
 @functools.cache
-def _stage(
-    config: DecoderConfig, stage: int, chunk: int, context: int, width: int
-) -> tuple[Work, Flow]:
-    """Work of a stage over one chunk whose activation is `width` wide, and the chunk after it."""
+def _stage(config: DecoderConfig, stage: int, flow: Flow) -> tuple[Work, Flow]:
+    """Work of a stage over one chunk, and the chunk after it."""
     graph, state = _block(config)
-    flow = programs.flow_shapes(config, chunk, context, width)
     run = functools.partial(programs.run_stage, graph, stage=stage)
     return work(run, state, flow), jax.eval_shape(run, state, flow)
 
@@ -272,11 +271,12 @@ def _evaluation(
         path: jax.eval_shape(lambda t: t.unpacked(jnp.float32), tensor)
         for path, tensor in tensors_of(config, kind).items()
     }
+    layer = programs.like(config, dict(kind))
     x = programs.flow_shapes(config, chunk, context).residual
     positions = jax.ShapeDtypeStruct((1, context), jnp.int32)
     tokens = jax.ShapeDtypeStruct((chunk, context), jnp.int32)
     graph, state = programs.split(
-        lambda: programs.quantized(Block(config, 0, rngs=nnx.Rngs(0)), tensors)
+        lambda: programs.quantized(build_block(config, layer, rngs=nnx.Rngs(0)), tensors)
     )
     block = work(functools.partial(programs.run_block, graph), state, x, positions)
     last, head = programs.split(lambda: programs.last(config))

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from algorithms import surgery
+from algorithms import mixtures, surgery
 from algorithms.blockwise import BlockwiseMethod
 from algorithms.layerwise import LayerwiseMethod
-from algorithms.tensors import CompressedTensor
+from algorithms.tensors import CompressedTensor, ExpertsTensor
 from algorithms.walk import grouped
 from experiments.checkpoints.sources import shapes
+from models.block import Block, Flow
 from models.config import DecoderConfig
-from models.decoder import Block, Flow, Stem, Tail, sites
+from models.decoder import Stem, Tail, sites
 from models.sites import Site
 
 
@@ -43,13 +44,12 @@ def last(config: DecoderConfig) -> nnx.Module:
     return nnx.List([Tail(config, rngs=rngs), Stem(config, rngs=rngs).embed])
 
 
-def flow_shapes(config: DecoderConfig, chunk: int, context: int, width: int | None = None) -> Flow:
-    """A chunk of windows whose activation is `width` wide; by default as it enters a block."""
+def flow_shapes(config: DecoderConfig, chunk: int, context: int) -> Flow:
+    """A chunk of windows as it enters a block."""
 
     def build() -> Flow:
         x = jnp.zeros((chunk, context, config.hidden))
-        activation = jnp.zeros((chunk, context, width or config.hidden))
-        return Flow(x, activation, jnp.zeros((chunk, context), jnp.int32))
+        return Flow(x, x, jnp.zeros((chunk, context), jnp.int32))
 
     return jax.eval_shape(build)
 
@@ -70,35 +70,54 @@ class Solved(NamedTuple):
     site: Site
     method: Any  # LayerwiseMethod or BlockwiseMethod
     paths: tuple[str, ...]
+    layer: int  # one that has them
 
 
 def groups(config: DecoderConfig, methods: Mapping[str, Any]) -> list[Solved]:
     """A block's layers as the walk takes them; methods: by path within the block."""
+    layer = like(config, methods)
     return [
-        Solved(site, method, tuple(paths))
-        for site in sites(config, 0)
+        Solved(site, method, tuple(paths), layer)
+        for site in sites(config, layer)
         for method, paths in grouped(
-            {path: _shape(config, path)[0] for path in site.readers}, methods.get
+            {path: _shape(config, layer, path)[-2] for path in site.readers}, methods.get
         )
     ]
 
 
+def typical(config: DecoderConfig) -> int:
+    """A layer of the kind that most are: with experts, where some have them."""
+    return next((n for n in range(config.layers) if config.mixes(n)), 0)
+
+
+def like(config: DecoderConfig, methods: Mapping[str, Any]) -> int:
+    """A layer with these modules."""
+
+    def readers(n: int) -> set[str]:
+        return {path for site in sites(config, n) for path in site.readers}
+
+    return next((n for n in range(config.layers) if readers(n) == set(methods)), typical(config))
+
+
 def _rows(config: DecoderConfig, group: Solved) -> list[int]:
-    return [_shape(config, path)[0] for path in group.paths]
+    return [_shape(config, group.layer, path)[-2] for path in group.paths]
 
 
-def _shape(config: DecoderConfig, path: str) -> tuple[int, ...]:
-    return shapes(config)[f"blocks.0.{path}.weight"]
+def _shape(config: DecoderConfig, layer: int, path: str) -> tuple[int, ...]:
+    return shapes(config)[f"blocks.{layer}.{path}.weight"]
 
 
 def site_shapes(config: DecoderConfig, group: Solved) -> tuple[Any, Any, Any]:
     """What readers are compressed from: weights as one matrix, statistics, a key."""
-    rows, columns = sum(_rows(config, group)), _shape(config, group.paths[0])[1]
+    *experts, _, columns = _shape(config, group.layer, group.paths[0])
     init = group.method.init if observes(group.method) else None
     stats = None if init is None else jax.eval_shape(functools.partial(init, columns))
+    if experts:
+        stats = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*experts, *x.shape), x.dtype), stats)
     seeded = group.method.seeded
     key = jax.eval_shape(lambda: jax.random.key(0)) if seeded else None
-    return jax.ShapeDtypeStruct((rows, columns), jnp.float32), stats, key
+    shape = (*experts, sum(_rows(config, group)), columns)
+    return jax.ShapeDtypeStruct(shape, jnp.float32), stats, key
 
 
 def observes(method: Any) -> bool:
@@ -107,16 +126,19 @@ def observes(method: Any) -> bool:
 
 
 def observe(stats: Any, x: Any, *, method: Any) -> Any:
-    """Add one chunk to a site's statistics."""
+    """Add one chunk to a site's statistics; of experts, as if one of them read all of it."""
     x = x.reshape(-1, x.shape[-1])
     paired = isinstance(method, LayerwiseMethod) and method.paired
     return method.observe(stats, x, x) if paired else method.observe(stats, x)
 
 
 def compress(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
-    """A site's readers as one compressed matrix."""
-    seeded = method.seeded
-    return method.compress(w, stats, key) if seeded else method.compress(w, stats)
+    """A site's readers as one compressed matrix, or one for each expert."""
+    if w.ndim == 3:
+        if isinstance(method, BlockwiseMethod):
+            return ExpertsTensor(jax.vmap(method.compress)(w))
+        return mixtures.solve(w, stats, key, method=method)
+    return method.compress(w, stats, key) if method.seeded else method.compress(w, stats)
 
 
 def solve(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
@@ -125,6 +147,8 @@ def solve(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
     approximation = tensor.dequantize(w.dtype)
     if isinstance(method, BlockwiseMethod):
         return tensor, approximation
+    if w.ndim == 3:
+        return tensor, approximation, mixtures.error(w, approximation, stats, method=method)
     return tensor, approximation, method.error(w, approximation, stats)
 
 

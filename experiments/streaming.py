@@ -36,7 +36,8 @@ from experiments.checkpoints.planish import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
 from experiments.recipes import ENDS, Recipe
-from models.decoder import Block, Flow, sites
+from models.block import Block, Flow
+from models.decoder import sites
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class LayerReport:
     layer: int
     errors: dict[str, float]
     seconds: dict[str, float]  # by phase: read, forward, statistics, solve, write
-    notes: dict[str, dict[str, float]]  # by site, the method's own: how many inputs are dead, …
+    notes: dict[str, dict[str, Any]]  # by site, the method's own: how many inputs are dead, …
 
     @property
     def worst(self) -> float:

@@ -18,6 +18,22 @@ class Layer(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """A mixture of experts in place of the MLP of some layers."""
+
+    count: int
+    chosen: int  # experts that a token passes through
+    feed_forward: int  # of each expert
+    normalized: bool = False  # what the chosen count sums to one
+    shared: int = 0  # feed-forward of what every token passes through beside them; 0: none
+    layers: tuple[int, ...] | None = None  # that have it; None: all
+
+    def __post_init__(self) -> None:
+        if not 0 < self.chosen <= self.count:
+            raise ValueError(f"chosen={self.chosen} must be from 1 to count={self.count}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """The shape of a decoder and the conventions of its family."""
 
@@ -47,12 +63,15 @@ class DecoderConfig:
     output_bias: bool = False  # on the attention's output projection
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each head of q and k, before the rotation
+    qk_norm_whole: bool = False  # over all heads at once instead
+    qkv_clip: float | None = None  # q, k and v stay within ±c
     attention_scale: float | None = None  # of q kᵀ; None: 1 / √head_size
     attention_cap: float | None = None  # scores are c tanh(s / c)
     logit_cap: float | None = None  # so are logits
     embed_scale: float = 1.0
     residual_scale: float = 1.0  # of what attention and MLP add
     logit_scale: float = 1.0
+    experts: Mixing | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -65,6 +84,12 @@ class DecoderConfig:
             )
         if self.windows is not None and len(self.windows) != self.layers:
             raise ValueError(f"windows has {len(self.windows)} entries for {self.layers} layers.")
+
+    def mixes(self, n: int) -> bool:
+        """Whether a layer has experts in place of its MLP."""
+        if self.experts is None:
+            return False
+        return self.experts.layers is None or n in self.experts.layers
 
     def layer(self, n: int) -> Layer:
         """What is special of one layer."""

@@ -1,125 +1,31 @@
 """A decoder-only transformer that covers its families by configuration.
 
-A block is a chain of *stages* that meet at its *sites*: stage s runs the readers of site s - 1 and
-everything up to site s. The forward pass is the chain; compression walks the same chain, one site
-at a time. Shapes: B windows, T tokens, D hidden, V vocabulary, n heads, k key-value heads.
+Shapes: B windows, T tokens, D hidden, V vocabulary.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from models.block import Block
 from models.config import DecoderConfig
-from models.layers import MLP, Attention, KVCache, norm
+from models.experts import MixtureBlock
+from models.layers import KVCache, norm
 from models.sites import Site
 
 
 def sites(config: DecoderConfig, layer: int) -> tuple[Site, ...]:
     """Where a block's activations meet its linear layers, in the order of the forward pass."""
-    c = config
-    return (
-        Site(
-            name="attention.input",
-            readers=("attention.q", "attention.k", "attention.v"),
-            producer="attention_norm",
-            absorbs_scale=True,
-            absorbs_rotation=c.norm == "rms",  # once the norm's scale is folded into its readers
-        ),
-        Site(
-            name="attention.output",
-            readers=("attention.o",),
-            producer="attention.v",
-            absorbs_scale=True,
-            per_head=True,  # one scale per key-value channel, shared by its query heads
-            absorbs_rotation=True,  # within a head
-        ),
-        Site(
-            name="mlp.input",
-            readers=("mlp.gate", "mlp.up") if c.gated else ("mlp.up",),
-            producer="mlp_norm",
-            absorbs_scale=True,
-            absorbs_rotation=c.norm == "rms",
-        ),
-        Site(
-            name="mlp.hidden",
-            readers=("mlp.down",),
-            producer="mlp.up",
-            absorbs_scale=c.gated or c.activation == "relu",  # else it is not linear in up's output
-            absorbs_rotation=False,  # what lies between is elementwise
-        ),
-    )
+    return _kind(config, layer).wiring(config)
 
 
-class Flow(NamedTuple):
-    """What travels between the stages of a block."""
-
-    residual: Float[Array, "B T D"]
-    activation: Float[Array, "B T i"]  # the input of the next site's readers
-    positions: Int[Array, "B T"]
-    cache: KVCache | None = None
+def build_block(config: DecoderConfig, layer: int, *, rngs: nnx.Rngs) -> Block:
+    """A block of the kind that the layer is."""
+    return _kind(config, layer)(config, layer, rngs=rngs)
 
 
-class Block(nnx.Module):
-    """One pre-norm transformer block."""
-
-    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs):
-        c = config
-        self.sites, self.post_norms = sites(c, layer), c.post_norms
-        self.residual_scale = c.residual_scale
-        self.attention_norm = norm(c, rngs=rngs)
-        self.attention = Attention(c, c.layer(layer), rngs=rngs)
-        self.mlp_norm = norm(c, rngs=rngs)
-        self.mlp = MLP(c, rngs=rngs)
-        if c.post_norms:
-            self.attention_post_norm = norm(c, rngs=rngs)
-            self.mlp_post_norm = norm(c, rngs=rngs)
-
-    def stages(self) -> tuple[Callable[[Flow], Flow], ...]:
-        """The chain: stage s ends at site s, the last one at the block's output."""
-        return (
-            self._to_attention_input,
-            self._to_attention_output,
-            self._to_mlp_input,
-            self._to_mlp_hidden,
-            self._to_output,
-        )
-
-    def _to_attention_input(self, flow: Flow) -> Flow:
-        return flow._replace(activation=self.attention_norm(flow.residual))
-
-    def _to_attention_output(self, flow: Flow) -> Flow:
-        mixed, cache = self.attention.mix(flow.activation, flow.positions, flow.cache)
-        return flow._replace(activation=mixed, cache=cache)
-
-    def _to_mlp_input(self, flow: Flow) -> Flow:
-        y = self.attention.o(flow.activation)
-        residual = self._joined(flow, self.attention_post_norm(y) if self.post_norms else y)
-        return flow._replace(residual=residual, activation=self.mlp_norm(residual))
-
-    def _to_mlp_hidden(self, flow: Flow) -> Flow:
-        return flow._replace(activation=self.mlp.spread(flow.activation))
-
-    def _to_output(self, flow: Flow) -> Flow:
-        y = self.mlp.down(flow.activation)
-        residual = self._joined(flow, self.mlp_post_norm(y) if self.post_norms else y)
-        return flow._replace(residual=residual, activation=residual)
-
-    def _joined(self, flow: Flow, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return flow.residual + (y if self.residual_scale == 1 else y * self.residual_scale)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
-        cache: KVCache | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        flow = Flow(x, x, positions, cache)
-        for stage in self.stages():
-            flow = stage(flow)
-        return flow.residual, flow.cache
+def _kind(config: DecoderConfig, layer: int) -> type[Block]:
+    return MixtureBlock if config.mixes(layer) else Block
 
 
 class Stem(nnx.Module):
@@ -165,7 +71,7 @@ class Decoder(nnx.Module):
         c = config
         self.config = c
         self.stem = Stem(c, rngs=rngs)
-        self.blocks = nnx.List([Block(c, layer, rngs=rngs) for layer in range(c.layers)])
+        self.blocks = nnx.List([build_block(c, layer, rngs=rngs) for layer in range(c.layers)])
         self.tail = Tail(c, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:

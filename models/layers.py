@@ -4,6 +4,7 @@ key-value heads, h head size."""
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -51,25 +52,31 @@ class Attention(nnx.Module):
         c = config
         self.heads, self.kv_heads, self.head_size = c.heads, c.kv_heads, c.head_size
         self.layer, self.rotated, self.qk_norm = layer, c.rotated, c.qk_norm
-        self.scale, self.cap = c.attention_scale, c.attention_cap
+        self.scale, self.cap, self.clip = c.attention_scale, c.attention_cap, c.qkv_clip
+        self.norm_whole = c.qk_norm_whole
         inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
         self.q = nnx.Linear(c.hidden, inner, use_bias=c.qkv_bias, rngs=rngs)
         self.k = nnx.Linear(c.hidden, kv, use_bias=c.qkv_bias, rngs=rngs)
         self.v = nnx.Linear(c.hidden, kv, use_bias=c.qkv_bias, rngs=rngs)
         self.o = nnx.Linear(inner, c.hidden, use_bias=c.output_bias, rngs=rngs)
         if c.qk_norm:
-            self.q_norm = nnx.RMSNorm(c.head_size, epsilon=c.norm_epsilon, rngs=rngs)
-            self.k_norm = nnx.RMSNorm(c.head_size, epsilon=c.norm_epsilon, rngs=rngs)
+            wide_q, wide_k = (inner, kv) if c.qk_norm_whole else (c.head_size, c.head_size)
+            self.q_norm = nnx.RMSNorm(wide_q, epsilon=c.norm_epsilon, rngs=rngs)
+            self.k_norm = nnx.RMSNorm(wide_k, epsilon=c.norm_epsilon, rngs=rngs)
 
     def mix(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: KVCache | None
     ) -> tuple[Float[Array, "B T i"], KVCache | None]:
         """Everything but the output projection; a cache is read, extended and returned."""
         b, t, _ = x.shape
-        q = self.q(x).reshape(b, t, self.heads, self.head_size)
-        k = self.k(x).reshape(b, t, self.kv_heads, self.head_size)
-        v = self.v(x).reshape(b, t, self.kv_heads, self.head_size)
-        if self.qk_norm:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.qk_norm and self.norm_whole:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.clip is not None:
+            q, k, v = (jnp.clip(z, -self.clip, self.clip) for z in (q, k, v))
+        q = q.reshape(b, t, self.heads, self.head_size)
+        k, v = (z.reshape(b, t, self.kv_heads, self.head_size) for z in (k, v))
+        if self.qk_norm and not self.norm_whole:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = self._turned(q, positions), self._turned(k, positions)
         window, scale, cap = self.layer.window, self.scale, self.cap
@@ -93,13 +100,14 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The feed-forward layer: down(act(gate(x)) * up(x)), or down(act(up(x)))."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        c = config
+    def __init__(self, config: DecoderConfig, width: int | None = None, *, rngs: nnx.Rngs):
+        """width: of the layer between, by default the configuration's."""
+        c, f = config, width or config.feed_forward
         self.activation, self.gated = c.activation, c.gated
         if c.gated:
-            self.gate = nnx.Linear(c.hidden, c.feed_forward, use_bias=c.mlp_bias, rngs=rngs)
-        self.up = nnx.Linear(c.hidden, c.feed_forward, use_bias=c.mlp_bias, rngs=rngs)
-        self.down = nnx.Linear(c.feed_forward, c.hidden, use_bias=c.mlp_bias, rngs=rngs)
+            self.gate = nnx.Linear(c.hidden, f, use_bias=c.mlp_bias, rngs=rngs)
+        self.up = nnx.Linear(c.hidden, f, use_bias=c.mlp_bias, rngs=rngs)
+        self.down = nnx.Linear(f, c.hidden, use_bias=c.mlp_bias, rngs=rngs)
 
     def spread(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
         """Everything but the last projection."""

@@ -3,6 +3,7 @@
 from algorithms.tensors.base import CompressedTensor as CompressedTensor
 from algorithms.tensors.codebook import CodebookTensor as CodebookTensor
 from algorithms.tensors.dense import DenseTensor as DenseTensor
+from algorithms.tensors.experts import ExpertsTensor as ExpertsTensor
 from algorithms.tensors.lattice import LatticeTensor as LatticeTensor
 from algorithms.tensors.low_rank import LowRankTensor as LowRankTensor
 from algorithms.tensors.low_rank import SumTensor as SumTensor

@@ -4,6 +4,7 @@ What a model's settings mean and what its tensors are called is said by its fami
 """
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from experiments.checkpoints import packages, shards
 from experiments.checkpoints.families import FAMILIES, Family
+from experiments.checkpoints.families.base import Place
 from experiments.checkpoints.families.raw import Raw
 from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer, read_core
@@ -28,8 +30,8 @@ class HuggingFaceFolder(Source):
         self.config = read_config(self._raw, folder / "config.json")
         self.family = FAMILIES[self.config.family]
         self._entries = shards.read_entries(folder)
-        self._places = {n: self.family.place(self.config, n) for n in shapes(self.config)}
-        for place in self._places.values():
+        self._places = {n: self.family.places(self.config, n) for n in shapes(self.config)}
+        for place in itertools.chain(*self._places.values()):
             entry = self._entry(place.name)
             shards.require_readable(place.name, entry)
             require_shape(entry.shape, place.shape, place.name, str(entry.file))
@@ -40,7 +42,10 @@ class HuggingFaceFolder(Source):
     def read(self, name: str) -> np.ndarray:
         if name not in self._places:
             raise UserError(f"There is no tensor {name} in {self.location}: check the name.")
-        place = self._places[name]
+        found = [self._take(place) for place in self._places[name]]
+        return np.stack(found) if len(shapes(self.config)[name]) == 3 else found[0]
+
+    def _take(self, place: Place) -> np.ndarray:
         entry = self._entry(place.name)
         x = place.take(entry.open())
         require_finite(x, place.name, str(entry.file))

@@ -26,7 +26,7 @@ from experiments.checkpoints.sources import Source
 from experiments.errors import UserError
 from experiments.progress import console
 from kernels.hadamard import hadamard
-from models.decoder import Block, Flow
+from models.block import Block, Flow
 from models.sites import Site
 
 PER_TOKEN = integer(bits=4, group_size=None, symmetric=True, scale_dtype="float32")

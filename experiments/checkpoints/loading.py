@@ -13,13 +13,17 @@ from jax.typing import DTypeLike
 from algorithms import surgery
 from algorithms.tensors import CompressedTensor
 from experiments.checkpoints.sources import Source, tensor_name
-from models.decoder import Block, Decoder, Stem, Tail
+from models.block import Block
+from models.decoder import Decoder, Stem, Tail, build_block
 
 
 def load_block(source: Source, layer: int, dtype: DTypeLike = jnp.float32) -> Block:
     """One transformer block, its arrays in `dtype`."""
     return _load(
-        lambda: Block(source.config, layer, rngs=nnx.Rngs(0)), source, f"blocks.{layer}.", dtype
+        lambda: build_block(source.config, layer, rngs=nnx.Rngs(0)),
+        source,
+        f"blocks.{layer}.",
+        dtype,
     )
 
 
@@ -43,7 +47,7 @@ def parameters(block: Block) -> dict[str, np.ndarray]:
     found = {}
     for path, variable in nnx.to_flat_state(nnx.state(block)):
         x = np.asarray(variable[...])
-        found[tensor_name(path)] = x.T if path[-1] == "kernel" else x
+        found[tensor_name(path)] = x.swapaxes(-1, -2) if path[-1] == "kernel" else x
     return found
 
 
@@ -55,7 +59,7 @@ def put(block: Block, arrays: Mapping[str, Any]) -> None:
         value = jnp.asarray(x, jnp.float32)
         if field == "bias":
             module.bias.set_value(value)
-        elif isinstance(module, nnx.Linear):
+        elif hasattr(module, "kernel"):
             surgery.set_weight(module, value)
         else:
             module.scale.set_value(value)
@@ -94,7 +98,7 @@ def _place(root: nnx.Module, path: str, field: str, tensor: Any, dtype: Any) -> 
     A compressed embedding is unpacked: a table is read by rows, which packed forms do not give.
     """
     module: Any = surgery.find(root, path)
-    if isinstance(tensor, CompressedTensor) and isinstance(module, nnx.Linear):
+    if isinstance(tensor, CompressedTensor) and hasattr(module, "kernel"):
         surgery.compress_linear(root, path, tensor)
         return
     if isinstance(tensor, CompressedTensor):

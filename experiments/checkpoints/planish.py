@@ -30,7 +30,7 @@ from experiments.checkpoints.sources import Source
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import sync, write_whole
-from models.config import DecoderConfig
+from models.config import DecoderConfig, Mixing
 from models.rope import RopeScaling
 
 FORMAT = 3
@@ -270,11 +270,11 @@ def _digest(trees: Trees, described: Mapping[str, Any]) -> str:
 
 
 def _config(fields: dict[str, Any]) -> DecoderConfig:
-    fields = _tuples(fields)
-    scaling = fields["rope_scaling"]
-    return DecoderConfig(
-        **fields | {"rope_scaling": None if scaling is None else RopeScaling(**_tuples(scaling))}
-    )
+    made = _tuples(fields)
+    for key, kind in (("rope_scaling", RopeScaling), ("experts", Mixing)):
+        if made.get(key) is not None:
+            made[key] = kind(**_tuples(made[key]))
+    return DecoderConfig(**made)
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

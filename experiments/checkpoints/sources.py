@@ -23,7 +23,7 @@ from experiments.checkpoints import packages
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from models.config import DecoderConfig
-from models.decoder import Block, Stem, Tail
+from models.decoder import Stem, Tail, build_block
 
 GGUF_MAGIC = b"GGUF"
 FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -72,14 +72,16 @@ def shapes(config: DecoderConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def _block_shapes(config: DecoderConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    return _shapes(lambda: Block(config, layer, rngs=nnx.Rngs(0)))
+    return _shapes(lambda: build_block(config, layer, rngs=nnx.Rngs(0)))
 
 
 def _shapes(build: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
     found = {}
     for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(build))):
         shape = variable.get_value().shape
-        found[tensor_name(path)] = shape[::-1] if path[-1] == "kernel" else shape
+        if path[-1] == "kernel":
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        found[tensor_name(path)] = shape
     return found
 
 

@@ -9,8 +9,9 @@ from flax import nnx
 from algorithms import surgery
 from algorithms.numerics import relative_error
 from algorithms.walk import compress_block, set_weights
+from models.block import Block, Flow
 from models.config import DecoderConfig
-from models.decoder import Block, Flow, sites
+from models.decoder import sites
 
 CONFIG = DecoderConfig(
     vocabulary=11, hidden=24, layers=1, heads=3, kv_heads=1, head_size=8, feed_forward=32,

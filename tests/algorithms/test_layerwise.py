@@ -10,8 +10,9 @@ from algorithms import surgery, walk
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import DenseTensor
 from algorithms.walk import NotFiniteError
+from models.block import Block, Flow
 from models.config import DecoderConfig
-from models.decoder import Block, Flow, sites
+from models.decoder import sites
 from tests.algorithms.integers import gptq, rtn
 
 CONFIG = DecoderConfig(

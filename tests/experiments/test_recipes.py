@@ -25,7 +25,8 @@ def rules(*each):
 
 def test_without_rules_every_layer_has_the_algorithm_and_the_ends_stay_dense(config):
     found = recipe(config)
-    assert len(set(found.block(0).values()) | set(found.block(1).values())) == 1
+    blocks = [found.block(CONFIG, layer).values() for layer in (0, 1)]
+    assert len(set().union(*blocks)) == 1
     assert found.method("embed") is None and found.method("head") is None
 
 

@@ -293,6 +293,62 @@ def families() -> dict[str, Family]:
             ),
             tokens=(2, 41),
         ),
+        "mixtral": Family(
+            covers="two of five experts, a window, sharded",
+            config=transformers.MixtralConfig(
+                **shape(hidden=32, ffn=19, layers=2, heads=4, kv=2, vocabulary=61),
+                rms_norm_eps=1e-3,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+                num_local_experts=5,
+                num_experts_per_tok=2,
+                sliding_window=9,
+            ),
+            tokens=(2, 23),
+            shard="40KB",
+        ),
+        "qwen2_moe": Family(
+            covers="a shared expert with a gate beside two of three; a first layer without; biases",
+            config=transformers.Qwen2MoeConfig(
+                **shape(hidden=28, ffn=31, layers=2, heads=2, kv=1, vocabulary=61),
+                rms_norm_eps=1e-3,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+                num_experts=3,
+                num_experts_per_tok=2,
+                moe_intermediate_size=17,
+                shared_expert_intermediate_size=21,
+                mlp_only_layers=[0],
+            ),
+            tokens=(2, 19),
+        ),
+        "qwen3_moe": Family(
+            covers="three of seven experts whose weights sum to one, in every second layer",
+            config=transformers.Qwen3MoeConfig(
+                **shape(hidden=24, ffn=29, layers=2, heads=3, kv=1, vocabulary=61),
+                head_dim=10,
+                rms_norm_eps=1e-3,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+                num_experts=7,
+                num_experts_per_tok=3,
+                moe_intermediate_size=15,
+                norm_topk_prob=True,
+                decoder_sparse_step=2,
+            ),
+            tokens=(2, 21),
+            dtype=torch.bfloat16,
+        ),
+        "olmoe": Family(
+            covers="two of six experts, weights as they are; norms over whole q and k; a clip",
+            config=transformers.OlmoeConfig(
+                **shape(hidden=24, ffn=13, layers=2, heads=2, kv=2, vocabulary=61),
+                pad_token_id=None,
+                rms_norm_eps=1e-3,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+                num_experts=6,
+                num_experts_per_tok=2,
+                clip_qkv=0.8,
+            ),
+            tokens=(2, 20),
+        ),
     }
 
 
@@ -314,7 +370,7 @@ def shape(*, hidden: int, ffn: int, layers: int, heads: int, kv: int, vocabulary
 def save(family: Family, folder: Path, rng: np.random.Generator) -> None:
     """Write config.json, safetensors and expected.npz (tokens, logits) of a random model."""
     model = transformers.AutoModelForCausalLM.from_config(
-        family.config, attn_implementation="eager"
+        family.config, attn_implementation="eager", experts_implementation="eager"
     )
     randomize(model, rng)
     cast(model, family.dtype).save_pretrained(folder, max_shard_size=family.shard)
@@ -339,7 +395,10 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 def read(folder: Path) -> torch.nn.Module:
     """The model as transformers finds it on disk, in float32."""
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",  # grouped products want strides of 16 bytes
     )
 
 

@@ -59,6 +59,7 @@ class Family:
     prefix: str = "model.layers.{}."  # of a block's names
     fused: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # theirs: ours
     transposed: bool = False  # matrices of blocks are [in, out]
+    experts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # ours: theirs, by number
     unused_rows: Mapping[str, int] = dataclasses.field(default_factory=dict)  # the first, of ours
     norm_offset: float = 0.0
 
@@ -66,20 +67,30 @@ class Family:
         """Our configuration. Raises UserError or ValueError for what planish cannot run."""
         return DecoderConfig(family=self.name, **{**self.sizes(raw), **self.config(raw)})
 
-    def place(self, config: DecoderConfig, name: str) -> Place:
-        """Where one of our tensors lies."""
+    def places(self, config: DecoderConfig, name: str) -> list[Place]:
+        """Where one of our tensors lies: one place, or one for each expert."""
         path, _, field = name.rpartition(".")
-        every, prefix, ours = shapes(config), "", path
+        prefix, ours = "", path
         if path.startswith("blocks."):
             layer, ours = path.split(".", 2)[1:]
             prefix = self.prefix.format(layer)
+        shape = shapes(config)[name]
+        if ours in self.experts:
+            names = [self.experts[ours].format(n) for n in range(shape[0])]
+            return [
+                Place(f"{prefix}{theirs}.{field}", (0, shape[1]), shape[1:], False, 0.0)
+                for theirs in names
+            ]
+        return [self._place(config, name, prefix, ours, field)]
+
+    def _place(self, config: DecoderConfig, name: str, prefix: str, ours: str, field: str) -> Place:
         whole = next(((t, parts) for t, parts in self.fused.items() if ours in parts), None)
         theirs, parts = whole or ((self.block if prefix else self.top)[ours], (ours,))
-        stem = name.removesuffix(f"{ours}.{field}")
+        every, stem = shapes(config), name.removesuffix(f"{ours}.{field}")
         lengths = [every[f"{stem}{part}.{field}"][0] for part in parts]
-        start = sum(lengths[: parts.index(ours)]) + self.unused_rows.get(ours, 0)
-        rest = every[name][1:]
-        shape = (sum(lengths) + self.unused_rows.get(ours, 0), *rest)
+        unused = self.unused_rows.get(ours, 0)
+        start = sum(lengths[: parts.index(ours)]) + unused
+        shape = (sum(lengths) + unused, *every[name][1:])
         transposed = self.transposed and bool(prefix) and len(shape) == 2
         return Place(
             f"{prefix}{theirs}.{field}",

@@ -5,8 +5,9 @@ import numpy as np
 from flax import nnx
 
 from algorithms import surgery, walk
+from models.block import Block, Flow
 from models.config import DecoderConfig
-from models.decoder import Block, Flow, sites
+from models.decoder import sites
 
 CONFIG = DecoderConfig(
     vocabulary=11, hidden=24, layers=1, heads=3, kv_heads=1, head_size=8, feed_forward=32,

@@ -44,7 +44,7 @@ def write_folder(folder: Path, raw: dict[str, Any], *, dtype: Any = np.float32) 
     config = huggingface.read_config(raw, folder / "config.json")
     tensors = {name: x.astype(dtype) for name, x in random_tensors(config).items()}
     family = FAMILIES[config.family]
-    stored = {family.place(config, name).name: x for name, x in tensors.items()}
+    stored = {family.places(config, name)[0].name: x for name, x in tensors.items()}
     safetensors.numpy.save_file(stored, folder / "model.safetensors")
     return tensors
 

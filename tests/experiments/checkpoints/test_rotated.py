@@ -18,8 +18,9 @@ from experiments.checkpoints.loading import load_block, load_model, load_stem
 from experiments.checkpoints.rotated import RotatedSource, quarot
 from experiments.checkpoints.sources import Source
 from experiments.errors import UserError
+from models.block import Flow
 from models.config import DecoderConfig
-from models.decoder import Flow, sites
+from models.decoder import sites
 from tests.algorithms.integers import rtn
 from tests.algorithms.quantization import quarot_official as official
 from tests.experiments import tiny

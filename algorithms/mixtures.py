@@ -1,0 +1,110 @@
+"""Sites of a mixture of experts: each expert sees its own tokens, all are solved by one program.
+
+An expert that no calibration token reaches is calibrated on every token that its mixture reads, as
+if all of them had been sent to it; its name goes into the report. It never gets empty statistics.
+Letters: e experts, R rows of all experts, n rows of one.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from algorithms.layerwise import LayerwiseMethod, Statistics
+from algorithms.tensors import ExpertsTensor
+
+AT_ONCE = 4  # experts that are solved side by side
+PIECE = 1024  # rows that are observed at once
+
+
+class Observed(NamedTuple):
+    """Statistics of every expert, each leaf with an axis of experts in front."""
+
+    stats: Statistics
+    unreached: list[int]  # experts that no token was sent to
+
+
+def observe(block: Any, site: Any, chunks: Sequence[Any], method: LayerwiseMethod) -> Observed:
+    """The statistics of each expert at a site of experts."""
+    if method.paired:
+        raise ValueError(
+            f"{site.name}: a method that compares with the original's activations cannot take "
+            "experts, to which the original sends other tokens: set calibration=none for them."
+        )
+    counts = np.sum([np.asarray(flow.routing.counts) for flow in chunks], 0)
+    unreached = np.flatnonzero(counts == 0).tolist()
+    stats = []
+    for expert in range(len(counts)):
+        if expert in unreached:
+            rows = [_every_token(block, flow, site, expert) for flow in chunks]
+        else:
+            rows = [_own_tokens(flow, expert) for flow in chunks]
+        stats.append(_observed(np.concatenate(rows), method))
+    return Observed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats), unreached)
+
+
+def _own_tokens(flow: Any, expert: int) -> np.ndarray:
+    ends = np.cumsum(flow.routing.counts)
+    start = ends[expert] - flow.routing.counts[expert]
+    return np.asarray(flow.activation)[start : ends[expert]]
+
+
+def _every_token(block: Any, flow: Any, site: Any, expert: int) -> np.ndarray:
+    graph, state = nnx.split(block)
+    return np.asarray(_as_if_sent(graph, state, flow.mixed, expert, site=site.name))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "site"))
+def _as_if_sent(graph, state, x, expert, *, site: str):
+    return nnx.merge(graph, state).as_if_sent(x, expert, site)
+
+
+def _observed(rows: Float[np.ndarray, "n i"], method: LayerwiseMethod) -> Statistics:
+    """In pieces of powers of two, so that few programs serve any number of rows."""
+    assert method.init is not None
+    stats, start = method.init(rows.shape[1]), 0
+    while start < len(rows):
+        size = min(PIECE, 1 << (len(rows) - start).bit_length() - 1)
+        stats = _add(stats, rows[start : start + size], observe=method.observe)
+        start += size
+    return stats
+
+
+@functools.partial(jax.jit, static_argnames="observe", donate_argnames="stats")
+def _add(stats, rows, *, observe):
+    return observe(stats, rows)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def solve(w: Float[Array, "e o i"], stats, key, *, method: LayerwiseMethod) -> ExpertsTensor:
+    """The compressed weights of all experts, with statistics of each or, data-free, of none."""
+    keys = None if key is None or not method.seeded else jax.random.split(key, len(w))
+
+    def one(args):
+        w, stats, key = args
+        return method.compress(w, stats) if key is None else method.compress(w, stats, key)
+
+    return ExpertsTensor(jax.lax.map(one, (w, stats, keys), batch_size=AT_ONCE))
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def error(w, approximation, stats, *, method: LayerwiseMethod) -> Float[Array, ""]:
+    """The largest of the experts'."""
+
+    def one(args):
+        return method.error(*args)
+
+    return jax.lax.map(one, (w, approximation, stats), batch_size=AT_ONCE).max()
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def notes(stats, method: LayerwiseMethod) -> dict[str, Array]:
+    """What the method notes of each, added up."""
+    if method.notes is None:
+        return {}
+    return {name: each.sum() for name, each in jax.vmap(method.notes)(stats).items()}
