@@ -173,9 +173,9 @@ def write_random_model(source: Source, depth: int, folder: Path) -> None:
     weight_map = {}
     for name, shape in shapes(config).items():  # one file per tensor: never the whole model at once
         x = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5
-        stored, file = LLAMA.places(config, name)[0].name, f"{name}.safetensors"
-        safetensors.numpy.save_file({stored: x.astype(np.float16)}, folder / file)
-        weight_map[stored] = file
+        stored, file = LLAMA.stored(config, {name: x.astype(np.float16)}), f"{name}.safetensors"
+        safetensors.numpy.save_file(stored, folder / file)
+        weight_map |= dict.fromkeys(stored, file)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     source.tokenizer().core.save(str(folder / "tokenizer.json"))

@@ -142,7 +142,9 @@ def _compress(
     chunk = min(walk.chunk, windows)
     copies = windows / chunk if windows else 0.0
     embed = 4 * config.vocabulary * config.hidden
-    resident = _arrays(_block(config)[1], 2)  # the next block is read ahead
+    resident = _arrays(
+        _block(config, programs.typical(config))[1], 2
+    )  # the next block is read ahead
     entry = programs.flow_shapes(config, chunk, context)
     # Beside the walk's own: a scaling's look ahead; what the original model has, on the way and at
     # the end of a block that is learned, and before and after scaling.
@@ -151,10 +153,9 @@ def _compress(
     streams = scaled + aimed + 2 * int(recipe.learns)
     resident += _arrays(entry, streams * copies)
     forward, moments = Work(), [[Held(READING, embed)]] if windows else []
-    flows, flow = [], entry
-    for found, after in _stages(config, chunk, context) if windows else ():
+    flow, typical = entry, programs.typical(config)
+    for found, after in _stages(config, typical, chunk, context) if windows else ():
         forward += found
-        flows.append(after)
         # Chunks pass one by one: there are never more than all the old or all the new.
         chunks = _arrays(max(flow, after, key=size), copies)
         moments.append(resident + chunks + [Held(CALLS, found.temporaries)])
@@ -165,6 +166,8 @@ def _compress(
         parts["rotation"], held = _descent(config, *recipe.rotation.descent)
         moments.append(held)
     for kind, count in kinds.items():
+        layer = programs.like(config, dict(kind))
+        flows = [after for _, after in _stages(config, layer, chunk, context)] if windows else []
         sites, more = _sites(config, kind, flows, copies)
         moments += [resident + moment for moment in more]
         for part, found in sites.items():
@@ -179,11 +182,11 @@ def _compress(
     return _Phase(parts, equations, int(most), int(kept))
 
 
-def _stages(config: DecoderConfig, chunk: int, context: int) -> list[tuple[Work, Flow]]:
+def _stages(config: DecoderConfig, layer: int, chunk: int, context: int) -> list[tuple[Work, Flow]]:
     """Work of each stage of a block over one chunk, and the chunk after it."""
     flow, found = programs.flow_shapes(config, chunk, context), []
-    for stage in range(len(sites(config, programs.typical(config))) + 1):
-        one, flow = _stage(config, stage, flow)
+    for stage in range(len(sites(config, layer)) + 1):
+        one, flow = _stage(config, layer, stage, flow)
         found.append((one, flow))
     return found
 
@@ -192,14 +195,21 @@ def _descent(config: DecoderConfig, steps: int, tokens: int) -> tuple[Work, list
     """Of learning a rotation: all blocks, kept in memory beside the ends, once there, once again
     for the way back, and back, which takes twice as much.
     """
-    block = sum((found for found, _ in _stages(config, 1, tokens)), Work())
+    block = sum(
+        (found for found, _ in _stages(config, programs.typical(config), 1, tokens)), Work()
+    )
     head = Work(products=2.0 * tokens * config.hidden * config.vocabulary)
     total = block.times(4 * config.layers * steps) + head.times(3 * steps)
     ends = Held(2, 4 * config.vocabulary * config.hidden)  # never tied, once turned
     between = _arrays(programs.flow_shapes(config, 1, tokens).residual, config.layers)
     passing = [Held(CALLS, block.temporaries), Held(2, 4 * tokens * config.vocabulary)]
     # As read, and stacked to be scanned.
-    return total, [*_arrays(_block(config)[1], 2 * config.layers), ends, *between, *passing]
+    return total, [
+        *_arrays(_block(config, programs.typical(config))[1], 2 * config.layers),
+        ends,
+        *between,
+        *passing,
+    ]
 
 
 def _learning(methods: Mapping[str, Any], forward: Work, chunk: int) -> Work:
@@ -214,11 +224,10 @@ def _sites(
     config: DecoderConfig, kind: Kind, flows: list[Flow], copies: float
 ) -> tuple[dict[str, Work], list[list[Held]]]:
     """Work of one block's statistics, over all chunks, and of its solves; what they hold."""
-    names = [site.name for site in sites(config, programs.typical(config))]
+    names = [site.name for site in sites(config, programs.like(config, dict(kind)))]
     parts, moments = {"statistics": Work(), "solve": Work()}, []
     for group in programs.groups(config, dict(kind)):
-        here = flows and group.site.name in names  # a layer of another kind may have others
-        flow = flows[names.index(group.site.name)] if here else None
+        flow = flows[names.index(group.site.name)] if flows else None
         seen, solved, needed = _group(config, group, flow)
         parts["statistics"] += seen.times(copies)
         parts["solve"] += solved
@@ -250,14 +259,14 @@ def _solve(config: DecoderConfig, group: programs.Solved) -> Work:
 
 
 @functools.cache
-def _block(config: DecoderConfig) -> tuple[Any, Any]:
-    return programs.split(lambda: build_block(config, programs.typical(config), rngs=nnx.Rngs(0)))
+def _block(config: DecoderConfig, layer: int) -> tuple[Any, Any]:
+    return programs.split(lambda: build_block(config, layer, rngs=nnx.Rngs(0)))
 
 
 @functools.cache
-def _stage(config: DecoderConfig, stage: int, flow: Flow) -> tuple[Work, Flow]:
+def _stage(config: DecoderConfig, layer: int, stage: int, flow: Flow) -> tuple[Work, Flow]:
     """Work of a stage over one chunk, and the chunk after it."""
-    graph, state = _block(config)
+    graph, state = _block(config, layer)
     run = functools.partial(programs.run_stage, graph, stage=stage)
     return work(run, state, flow), jax.eval_shape(run, state, flow)
 

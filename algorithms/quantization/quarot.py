@@ -41,14 +41,14 @@ def residual_rotation(key: Key[Array, ""], n: int, kind: str = "hadamard") -> Fl
 
 
 def read_rotated(
-    w: Float[Array, "o i"], gamma: Float[Array, " i"], r: Float[Array, "i i"]
-) -> Float[Array, "o i"]:
-    """W diag(γ) R: a reader of the turned residual, its norm's scale folded in."""
-    return jnp.matmul(w * gamma[None], r, precision="highest")
+    w: Float[Array, "*e o i"], gamma: Float[Array, " i"], r: Float[Array, "i i"]
+) -> Float[Array, "*e o i"]:
+    """W diag(γ) R: a reader of the turned residual, its norm's scale folded in; or experts' W."""
+    return jnp.matmul(w * gamma.reshape([1] * (w.ndim - 1) + [-1]), r, precision="highest")
 
 
-def write_rotated(w: Float[Array, "o *i"], r: Float[Array, "o o"]) -> Float[Array, "o *i"]:
-    """Rᵀ W, or Rᵀ b: a writer to the turned residual."""
+def write_rotated(w: Float[Array, "..."], r: Float[Array, "o o"]) -> Float[Array, "..."]:
+    """Rᵀ W, or Rᵀ b: a writer to the turned residual; or experts' W."""
     return jnp.matmul(r.T, w, precision="highest")
 
 

@@ -44,7 +44,7 @@ def wiring(config: DecoderConfig, layer: int) -> Wiring:
     found = sites(config, layer)
     linears = {path for site in found for path in site.readers}
     norm_of = {path: site.producer for site in found if site.producer not in linears
-               for path in site.readers}  # fmt: skip
+               for path in (*site.readers, *site.others)}  # fmt: skip
     in_heads = [site for site in found if site.per_head and site.absorbs_rotation]
     return Wiring(
         norm_of,

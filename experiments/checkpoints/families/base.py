@@ -45,6 +45,11 @@ class Place(NamedTuple):
         x = (x.T if self.transposed else x)[slice(*self.rows)]
         return x if self.offset == 0 else x.astype(np.float32) + np.float32(self.offset)
 
+    def put(self, whole: np.ndarray, ours: np.ndarray) -> None:
+        """Ours, into the whole of theirs."""
+        rows = (whole.T if self.transposed else whole)[slice(*self.rows)]
+        rows[...] = ours if self.offset == 0 else ours.astype(np.float32) - np.float32(self.offset)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
@@ -82,6 +87,19 @@ class Family:
                 for theirs in names
             ]
         return [self._place(config, name, prefix, ours, field)]
+
+    def stored(
+        self, config: DecoderConfig, tensors: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Their tensors from ours, all parts of each among them; rows that are not used are 0."""
+        found: dict[str, np.ndarray] = {}
+        for name, x in tensors.items():
+            each = x if x.ndim == 3 else x[None]
+            for place, ours in zip(self.places(config, name), each, strict=True):
+                if place.name not in found:
+                    found[place.name] = np.zeros(place.shape, x.dtype)
+                place.put(found[place.name], ours)
+        return found
 
     def _place(self, config: DecoderConfig, name: str, prefix: str, ours: str, field: str) -> Place:
         whole = next(((t, parts) for t, parts in self.fused.items() if ours in parts), None)

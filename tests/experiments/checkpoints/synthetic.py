@@ -37,14 +37,15 @@ def random_tensors(config: DecoderConfig) -> dict[str, np.ndarray]:
     return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes(config).items()}
 
 
-def write_folder(folder: Path, raw: dict[str, Any], *, dtype: Any = np.float32) -> dict:
+def write_folder(
+    folder: Path, raw: dict[str, Any], *, dtype: Any = np.float32, make: Any = random_tensors
+) -> dict:
     """A Hugging Face folder with one safetensors file; what it holds, by our names."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))
     config = huggingface.read_config(raw, folder / "config.json")
-    tensors = {name: x.astype(dtype) for name, x in random_tensors(config).items()}
-    family = FAMILIES[config.family]
-    stored = {family.places(config, name)[0].name: x for name, x in tensors.items()}
+    tensors = {name: x.astype(dtype) for name, x in make(config).items()}
+    stored = FAMILIES[config.family].stored(config, tensors)
     safetensors.numpy.save_file(stored, folder / "model.safetensors")
     return tensors
 

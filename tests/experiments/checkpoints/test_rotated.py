@@ -19,7 +19,7 @@ from experiments.checkpoints.rotated import RotatedSource, quarot
 from experiments.checkpoints.sources import Source
 from experiments.errors import UserError
 from models.block import Flow
-from models.config import DecoderConfig
+from models.config import DecoderConfig, Mixing
 from models.decoder import sites
 from tests.algorithms.integers import rtn
 from tests.algorithms.quantization import quarot_official as official
@@ -37,6 +37,11 @@ FAMILIES = {
     "every bias": change(qkv_bias=True, output_bias=True, mlp_bias=True),
     "qwen3, norms of q and k": change(qk_norm=True),
     "mistral, windows": change(windows=(4, None)),
+    "granite, multipliers": change(embed_scale=3.0, residual_scale=0.5, logit_scale=0.4),
+    "olmoe, experts": change(experts=Mixing(count=5, chosen=2, feed_forward=24)),
+    "qwen2_moe, a shared expert": change(
+        experts=Mixing(count=3, chosen=2, feed_forward=24, shared=32, layers=(1,))
+    ),
 }
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 53, (2, 12)))
 DOWN = "mlp.down"
@@ -237,3 +242,16 @@ def test_a_width_without_a_hadamard_matrix_is_refused_before_anything_is_read(wi
     with pytest.raises(UserError, match=sentence):
         quarot()(source)
     assert source.reads == []
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"norm": "layer"}, "norms that subtract a mean, which do not commute"),
+        ({"post_norms": True}, "norms behind attention and MLP, which do not commute"),
+        ({"positions": "learned"}, "learned positions, which do not commute"),
+    ],
+)
+def test_a_model_that_a_turn_would_change_is_refused(changes, sentence):
+    with pytest.raises(UserError, match=f"family llama has {sentence}.*rotation=none"):
+        quarot()(InMemory(change(**changes)))
