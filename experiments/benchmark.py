@@ -170,7 +170,7 @@ def write_random_model(source: Source, depth: int, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(raw))
     config = huggingface.read_config(raw, folder / "config.json")
     rng = np.random.default_rng(0)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for name, shape in shapes(config).items():  # one file per tensor: never the whole model at once
         x = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5
         stored, file = LLAMA.stored(config, {name: x.astype(np.float16)}), f"{name}.safetensors"
