@@ -29,9 +29,9 @@ def quantized_inputs(
 ) -> Callable[[LayerwiseMethod], LayerwiseMethod]:
     """Make a method's layers round their input onto `format`.
 
-    dynamic: true, false or "local", which is dynamic but for a nested format's divisor. The method's
-    own statistics are of activations before rounding, as in QuaRot's and SmoothQuant's code. Raises
-    ValueError for static scales of single tokens, which nobody knows beforehand.
+    dynamic: true, false, or "local", which is dynamic but for a nested format's divisor. The
+    method's own statistics are of activations before rounding, as in QuaRot's and SmoothQuant's
+    code. Raises ValueError for static scales of single tokens, which nobody knows beforehand.
     """
     if dynamic not in (True, False, "local"):
         raise ValueError(f"dynamic={dynamic!r} must be true, false or local.")

@@ -13,7 +13,7 @@ from algorithms.elements import Element, Integer, SmallFloat
 from algorithms.formats import FLOATS, POWERS, Format
 from algorithms.tensors import CompressedTensor, QuantizedInput, QuantizedTensor
 
-Args = dict[str, Any]
+Args = Mapping[str, Any]
 BLOCK = 128  # rows and columns of the one block size that servers know
 E4M3 = "float8_e4m3fn"
 NO_PLACE = {
@@ -100,7 +100,8 @@ def canonical(args: Mapping[str, Any]) -> Args:
     kind, bits = str(args.get("type", "int")).lower(), args.get("num_bits", 8)
     if kind == "int" and bits not in range(2, 9) or kind == "float" and bits not in (4, 8):
         raise ValueError(f"{kind} of {bits} bits is not read")
-    found = _args(kind, bits, str(strategy).lower(), bool(args.get("symmetric", True)))
+    symmetric = bool(args.get("symmetric", True))
+    found = dict(_args(kind, bits, str(strategy).lower(), symmetric))
     found["dynamic"] = args.get("dynamic", False)
     if found["strategy"] in ("group", "tensor_group"):
         found["group_size"] = int(group or 0)
@@ -145,7 +146,7 @@ def _weights(t: QuantizedTensor) -> Args:
     if name == "e4m3" and scale in FLOATS and t.divisor is None:
         return _sharing(t, _args("float", 8, ""))
     if name in ("e2m1", "e4m3") and scale == POWERS and t.block == (1, 32):
-        more = {"group_size": 32, "scale_dtype": "torch.uint8"}
+        more: Args = {"group_size": 32, "scale_dtype": "torch.uint8"}
         return _args("float", element.bits, "group", **more)
     if name == "e2m1" and scale == E4M3 and t.divisor is not None and t.block == (1, 16):
         more = {"group_size": 16, "scale_dtype": f"torch.{E4M3}"}
@@ -161,22 +162,22 @@ def _sharing(t: QuantizedTensor, args: Args) -> Args:
     """Which weights share a scale."""
     (o, i), (r, c) = t.shape, t.block
     if (r, c) == (1, i):
-        return args | {"strategy": "channel"}
+        return {**args, "strategy": "channel"}
     if r == 1:
-        return args | {"strategy": "group", "group_size": c}
+        return {**args, "strategy": "group", "group_size": c}
     if (r, c) == (o, i):
-        return args | {"strategy": "tensor"}
+        return {**args, "strategy": "tensor"}
     # A block that is cut off by the edge is that of a larger one, which other layers have too.
     r, c = BLOCK if r == o < BLOCK else r, BLOCK if c == i < BLOCK else c
-    return args | {"strategy": "block", "block_structure": [r, c]}
+    return {**args, "strategy": "block", "block_structure": [r, c]}
 
 
 def _inputs(t: QuantizedInput) -> Args:
     f = t.format
     if f.search is not None:
         raise ValueError("compressed-tensors takes the whole range of an input: set search=null.")
-    mx = {"group_size": 32, "scale_dtype": "torch.uint8", "dynamic": True}
-    nv = {"group_size": 16, "scale_dtype": f"torch.{E4M3}", "dynamic": "local"}
+    mx: Args = {"group_size": 32, "scale_dtype": "torch.uint8", "dynamic": True}
+    nv: Args = {"group_size": 16, "scale_dtype": f"torch.{E4M3}", "dynamic": "local"}
     e = f.element
     kind, symmetric = ("int", e.symmetric) if isinstance(e, Integer) else ("float", True)
     name = e.name if isinstance(e, SmallFloat) else type(e).__name__
@@ -196,7 +197,7 @@ def _inputs(t: QuantizedInput) -> Args:
             f"compressed-tensors has no inputs of {name} with scales of {f.scale_dtype}: it has "
             "integers, E4M3, NVFP4, MXFP4 and MXFP8."
         )
-    return _args(kind, e.bits, "", symmetric) | _input_sharing(t, f)
+    return {**_args(kind, e.bits, "", symmetric), **_input_sharing(t, f)}
 
 
 def _input_sharing(t: QuantizedInput, f: Format) -> Args:
