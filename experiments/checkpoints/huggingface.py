@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.checkpoints import packages, shards
+from experiments.checkpoints.layouts.reading import QuantizedLayers, readable
 from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer, read_core
 from experiments.errors import UserError
@@ -53,7 +54,12 @@ class HuggingFaceFolder(Source):
         self.config = read_config(self._raw, folder / "config.json")
         self._shapes = shapes(self.config)
         self._entries = shards.read_entries(folder)
+        self._quantized = QuantizedLayers(
+            self._raw, self._entries, self._shapes, stored_name, folder
+        )
         for name, shape in self._shapes.items():
+            if name in self._quantized:
+                continue
             entry = self._entry(name)
             shards.require_readable(stored_name(name), entry)
             require_shape(entry.shape, shape, stored_name(name), str(entry.file))
@@ -64,10 +70,15 @@ class HuggingFaceFolder(Source):
     def read(self, name: str) -> np.ndarray:
         if name not in self._shapes:
             raise UserError(f"There is no tensor {name} in {self.location}: check the name.")
+        if name in self._quantized:
+            return np.asarray(self._quantized.tensor(name).dequantize())
         entry = self._entry(name)
         x = entry.open()
         require_finite(x, stored_name(name), str(entry.file))
         return x
+
+    def tensor(self, name: str) -> Any:
+        return self._quantized.tensor(name) if name in self._quantized else self.read(name)
 
     def _entry(self, name: str) -> shards.Entry:
         try:
@@ -155,7 +166,7 @@ def _architecture(raw: dict[str, Any], path: Path) -> str:
 
 
 def _refuse_unknown_arithmetic(raw: dict[str, Any], path: Path) -> None:
-    if (method := raw.get("quantization_config")) is not None:
+    if (method := raw.get("quantization_config")) is not None and not readable(method):
         name = method.get("quant_method", "unknown") if isinstance(method, dict) else method
         raise UserError(
             f"{path} says that the weights are already quantized ({name}): start from the "
