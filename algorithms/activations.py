@@ -2,7 +2,8 @@
 
 The input of a layer is rounded onto a format as the matrix [n, i] of tokens: one scale per token is
 a scale per row, per tensor is `rows: null`. Dynamic scales are fitted to each input; static ones to
-what calibration saw.
+what calibration saw. In between, of nested scales, the number that the whole tensor shares is from
+calibration and the scales beneath it are fitted to each input: NVFP4 as servers run it.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,18 @@ class RangeStats(NamedTuple):
 
 
 def quantized_inputs(
-    *, format: Format, dynamic: bool = True
+    *, format: Format, dynamic: bool | str = True
 ) -> Callable[[LayerwiseMethod], LayerwiseMethod]:
     """Make a method's layers round their input onto `format`.
 
-    The method's own statistics are of activations before rounding, as in QuaRot's and SmoothQuant's
+    dynamic: true, false, or "local", which is dynamic but for a nested format's divisor. The
+    method's own statistics are of activations before rounding, as in QuaRot's and SmoothQuant's
     code. Raises ValueError for static scales of single tokens, which nobody knows beforehand.
     """
+    if dynamic not in (True, False, "local"):
+        raise ValueError(f"dynamic={dynamic!r} must be true, false or local.")
+    if dynamic == "local" and not format.nested:
+        raise ValueError(f"dynamic=local is for nested scales, which {format} has not.")
     if format.needs_data:
         raise ValueError(f"search={format.search} is for weights: activations have search=null.")
     if not dynamic and format.rows is not None:
@@ -41,11 +47,13 @@ def quantized_inputs(
 
     def wrap(method: LayerwiseMethod) -> LayerwiseMethod:
         def compress(w, stats, *key):
-            inner = stats if dynamic else stats.inner
-            grid = Grid(None, None, None) if dynamic else _static(stats.own, format)
+            inner = stats if dynamic is True else stats.inner
+            grid = Grid(None, None, None) if dynamic is True else _static(stats.own, format)
+            if dynamic == "local":
+                grid = Grid(None, None, grid.divisor)
             return QuantizedInput(method.compress(w, inner, *key), *grid, format)
 
-        if dynamic:
+        if dynamic is True:
             return method._replace(compress=compress)
         return _with_ranges(method)._replace(compress=compress)
 

@@ -98,8 +98,12 @@ class Format:
             )
         return min(r, o), min(c, i)
 
-    def fit(self, w: Float[Array, "o i"], gram: Float[Array, "i i"] | None = None) -> Grid:
-        """The scales of w's groups; gram: G, for a search that needs it."""
+    def fit(
+        self, w: Float[Array, "o i"], gram: Float[Array, "i i"] | None = None, divisor: Any = None
+    ) -> Grid:
+        """The scales of w's groups; gram: G, for a search that needs it; divisor: of nested scales,
+        by default the one that fits w.
+        """
         if self.needs_data and gram is None:
             raise ValueError(f"search={self.search} needs calibration activations.")
         groups = self._grouped(w)
@@ -110,7 +114,8 @@ class Format:
         empty = (low == 0) & (high == 0)
         least, most = self.element.empty
         low, high = jnp.where(empty, least, low), jnp.where(empty, most, high)
-        divisor = self._divisor(w) if self.nested else None
+        if self.nested and divisor is None:
+            divisor = self._divisor(w)
         if self.search is None:
             return self.grid(low, high, divisor)
         return self._search(groups, low, high, divisor, gram)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from experiments import programs
@@ -57,9 +56,7 @@ def _end_bytes(recipe: Recipe, name: str, shape: tuple[int, ...], width: int) ->
     method = recipe.method(path) if path in ENDS else None
     if method is None:
         return width * math.prod(shape)
-    w = jax.ShapeDtypeStruct(shape, jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0)) if method.seeded else None
-    return size(jax.eval_shape(functools.partial(programs.compress, method=method), w, None, key))
+    return size(programs.end_shape(shape, method))
 
 
 def _path(name: str) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import planning, records, streaming
+from experiments import exporting, planning, records, streaming
+from experiments.checkpoints.exports import Export, Writer
 from experiments.checkpoints.planish import DESCRIPTION, Checkpoint, CheckpointWriter
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
@@ -20,10 +21,18 @@ from experiments.runs import run as runs
 
 
 def run(config: DictConfig) -> runs.Run:
-    """Compress, evaluate, record: given back if finished before, gone on with if interrupted."""
+    """Compress, evaluate, record: given back if finished before, gone on with if interrupted.
+
+    What is asked for beside the checkpoint is added to a finished run that has it not.
+    """
     plain = resolved(config)
     at = runs.place("compress", plain)
-    return runs.finished(at) or _run(config, plain, at)
+    done, export = runs.finished(at), exporting.chosen(config)
+    if done is None:
+        return _run(config, plain, at)
+    if export is not None:
+        exporting.add(done, export)
+    return done
 
 
 def prepare(config: DictConfig) -> planning.Plan:
@@ -42,23 +51,46 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
             "source": model_facts(source),
             "calibration": {"name": windows.name, "digest": windows.digest},
         }
-        layers = _compress(run, plan, plain["seeds"]["method"], notes)
+        export = _begin_export(run, plan, exporting.chosen(config), at.identity)
+        layers = _compress(run, plan, plain["seeds"]["method"], notes, export)
         compressed = Checkpoint(run.folder / "checkpoint")
         with run.recorder.phase("evaluate"):
             metrics = build(config, "evaluation")(compressed, windows)
+        size = footprint(compressed.description["tensors"])._asdict()
+        if export is not None:
+            exporting.complete(compressed, export, {"metrics": metrics, "footprint": size})
         return run.finish(
             model=notes["source"],
             data=data_facts(windows),
             metrics=metrics,
-            footprint=footprint(compressed.description["tensors"])._asdict(),
+            footprint=size,
             bytes_on_disk=bytes_on_disk(run.folder / "checkpoint"),
             layers=[dataclasses.asdict(layer) for layer in layers],
             estimate=plan.facts(),
         )
 
 
+def _begin_export(
+    run: runs.OpenRun, plan: planning.Plan, export: Export | None, identity: str
+) -> Writer | None:
+    """What writes the export, unless an earlier attempt finished it."""
+    if export is None or exporting.place(run.folder, export).exists():
+        return None
+    writer = export.writer(
+        exporting.place(run.folder, export), plan.source.config,
+        origin=identity, check=run.claim.check,
+    )  # fmt: skip
+    for part in writer.damaged:
+        run.warn(f"{part} of the export was damaged: it is written again.")
+    return writer
+
+
 def _compress(
-    run: runs.OpenRun, plan: planning.Plan, seed: int, notes: Mapping[str, Any]
+    run: runs.OpenRun,
+    plan: planning.Plan,
+    seed: int,
+    notes: Mapping[str, Any],
+    export: Writer | None,
 ) -> list[streaming.LayerReport]:
     """The checkpoint in the run's folder, from wherever an earlier attempt left it."""
     source, known = plan.source, _known(run)
@@ -72,7 +104,7 @@ def _compress(
         run.recorder.seconds["compress"] = sum(sum(layer.seconds.values()) for layer in layers)
         return layers
     assert plan.recipe is not None
-    writer = CheckpointWriter(run.folder / "checkpoint", check=run.claim.check)
+    writer = _writer(run, export)
     for part in writer.damaged:
         run.warn(f"{part} in {writer.partial} was damaged: it is compressed again.")
 
@@ -100,6 +132,13 @@ def _compress(
     before = [layer for layer in layers if layer.layer in known and layer is known[layer.layer]]
     run.recorder.seconds["compress"] += sum(sum(layer.seconds.values()) for layer in before)
     return layers
+
+
+def _writer(run: runs.OpenRun, export: Writer | None) -> CheckpointWriter:
+    folder = run.folder / "checkpoint"
+    if export is None:
+        return CheckpointWriter(folder, check=run.claim.check)
+    return exporting.ExportingWriter(folder, export, check=run.claim.check)
 
 
 def _known(run: runs.OpenRun) -> dict[int, streaming.LayerReport]:
@@ -130,6 +169,8 @@ def main(config: DictConfig) -> runs.Run:
     done = run(config)
     console.print(table([done.record]))
     console.print(f"checkpoint: {done.checkpoint}", soft_wrap=True)
+    if (export := exporting.chosen(config)) is not None:
+        console.print(f"export:     {exporting.place(done.folder, export)}", soft_wrap=True)
     console.print(f"record:     {done.folder / records.FILE}", soft_wrap=True)
     return done
 

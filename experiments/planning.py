@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from experiments import hardware, streaming
+from experiments import exporting, hardware, streaming
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
 from experiments.entry import build, resolved
@@ -75,4 +75,9 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
         base=hardware.process_memory(),
     )
     found = estimate(source.config, recipe, **settings)
+    if recipe is not None and (export := exporting.chosen(config)) is not None:
+        forms = exporting.forms(source.config, recipe)
+        export.require(source.config, forms)
+        more = export.disk(source.config, forms, found.disk)
+        found = found._replace(disk=found.disk + more)
     return Plan(source, recipe, windows, walk, found, settings, machine)

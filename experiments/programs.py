@@ -166,3 +166,10 @@ def compressed_shapes(config: DecoderConfig, methods: Mapping[str, Any]) -> dict
 
         found |= zip(group.paths, jax.eval_shape(pieces, *site_shapes(config, group)), strict=True)
     return found
+
+
+def end_shape(shape: tuple[int, ...], method: Any) -> Any:
+    """The embedding or the head as a method without calibration compresses it, as shapes."""
+    key = jax.eval_shape(lambda: jax.random.key(0)) if method.seeded else None
+    w = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(functools.partial(compress, method=method), w, None, key)

@@ -15,7 +15,7 @@ NAMES = {
 def step_label(step: Mapping[str, Any]) -> str:
     name = step["_target_"].rsplit(".", 1)[-1]
     if name == "quantized_inputs":
-        static = [] if step.get("dynamic", True) else ["static"]
+        static = [] if step.get("dynamic", True) is True else ["static"]
         first, *rest = _format_words(step["format"])
         rest = ["per token" if word == "per channel" else word for word in rest]
         first = f"A{first.removesuffix(' bit')}" if first.endswith(" bit") else f"A-{first}"

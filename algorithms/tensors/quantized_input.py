@@ -22,7 +22,7 @@ class QuantizedInput(CompressedTensor):
     """y = Q(x) Wᵀ, Q rounding onto `format`, tokens as rows.
 
     scale, zero, divisor: a grid that calibration fixed (`algorithms.formats.Grid`); scale=None fits
-    one to every input.
+    one to every input, nested scales to the `divisor` if there is one.
     """
 
     weight: CompressedTensor
@@ -42,7 +42,9 @@ class QuantizedInput(CompressedTensor):
     def rounded(self, x: Float[Array, "*m i"]) -> Float[Array, "*m i"]:
         """The input as the weight sees it."""
         rows = x.reshape(-1, x.shape[-1]).astype("float32")
-        grid = (self.scale, self.zero, self.divisor) if self.scale is not None else None
+        grid = self.scale, self.zero, self.divisor
+        if self.scale is None:
+            grid = self.format.fit(rows, divisor=self.divisor)
         return self.format.nearest(rows, grid).reshape(x.shape).astype(x.dtype)
 
     def dequantize(self, dtype: DTypeLike | None = None) -> Float[Array, "o i"]:

@@ -149,6 +149,7 @@ def read_config(metadata: Metadata, tensors: dict[str, gguf.ReaderTensor]) -> De
     window = metadata.get("{arch}.attention.sliding_window") or None
     try:
         return DecoderConfig(
+            family="mistral" if window is not None else metadata.architecture(),
             vocabulary=_vocabulary(tensors, metadata.path),
             hidden=hidden,
             layers=layers,

@@ -15,6 +15,7 @@ from experiments.checkpoints import packages, shards
 from experiments.checkpoints.families import FAMILIES, Family
 from experiments.checkpoints.families.base import Place
 from experiments.checkpoints.families.raw import Raw
+from experiments.checkpoints.layouts.reading import QuantizedLayers, readable
 from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer, read_core
 from experiments.errors import UserError
@@ -31,7 +32,9 @@ class HuggingFaceFolder(Source):
         self.family = FAMILIES[self.config.family]
         self._entries = shards.read_entries(folder)
         self._places = {n: self.family.places(self.config, n) for n in shapes(self.config)}
-        for place in itertools.chain(*self._places.values()):
+        self._quantized = QuantizedLayers(self._raw, self._entries, self._places, folder)
+        dense = (places for n, places in self._places.items() if n not in self._quantized)
+        for place in itertools.chain(*dense):
             entry = self._entry(place.name)
             shards.require_readable(place.name, entry)
             require_shape(entry.shape, place.shape, place.name, str(entry.file))
@@ -42,8 +45,13 @@ class HuggingFaceFolder(Source):
     def read(self, name: str) -> np.ndarray:
         if name not in self._places:
             raise UserError(f"There is no tensor {name} in {self.location}: check the name.")
+        if name in self._quantized:
+            return np.asarray(self._quantized.tensor(name).dequantize())
         found = [self._take(place) for place in self._places[name]]
         return np.stack(found) if len(shapes(self.config)[name]) == 3 else found[0]
+
+    def tensor(self, name: str) -> Any:
+        return self._quantized.tensor(name) if name in self._quantized else self.read(name)
 
     def _take(self, place: Place) -> np.ndarray:
         entry = self._entry(place.name)
@@ -112,7 +120,7 @@ def _family(raw: Raw) -> Family:
 
 
 def _refuse_quantized(raw: Raw) -> None:
-    if (method := raw.get("quantization_config")) is not None:
+    if (method := raw.get("quantization_config")) is not None and not readable(method):
         name = method.get("quant_method", "unknown") if isinstance(method, dict) else method
         raise UserError(
             f"{raw.path} says that the weights are already quantized ({name}): start from the "

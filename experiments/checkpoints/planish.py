@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
 
 from algorithms.tensors import CompressedTensor
 from experiments.checkpoints import forms, shards
@@ -145,32 +144,16 @@ class CheckpointWriter:
 
 
 def _save(path: Path, trees: Trees, note: PartNote) -> None:
-    """A safetensors file, whole or not at all. Its metadata are one string: the library writes
-    several in no fixed order.
-    """
-    arrays = {  # of no axis, NumPy would make one
-        f"{n}:{f}": np.ascontiguousarray(x).reshape(x.shape)
-        for n, t in trees.items() for f, x in t.items()
-    }  # fmt: skip
-    specs = {
-        name: safetensors.TensorSpec(
-            dtype=str(x.dtype), shape=list(x.shape), data_ptr=x.ctypes.data, data_len=x.nbytes
-        )
-        for name, x in arrays.items()
-    }
+    arrays = {f"{name}:{field}": x for name, t in trees.items() for field, x in t.items()}
     metadata = {"planish": json.dumps({"digest": note.digest, "tensors": note.described})}
-    unfinished = path.with_name(f".{path.stem}.tmp")
-    safetensors.serialize_file(specs, str(unfinished), metadata=metadata)
-    sync(unfinished)
-    os.replace(unfinished, path)
-    sync(path.parent)
+    shards.save(path, arrays, metadata)
 
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise UserError(
             f"Writing the checkpoint {folder} failed ({free_space(folder)}): {error}. What was "
             "written before is kept: make room and run the same command again."

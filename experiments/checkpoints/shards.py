@@ -3,14 +3,16 @@
 A file is eight bytes of header length (little-endian), a JSON header that gives each tensor's
 type, shape and byte range, and the bytes (huggingface/safetensors, format). The header is read
 here rather than by the library, whose NumPy side has no bfloat16; every range is checked against
-the file before anything is mapped.
+the file before anything is mapped. It is written here too: the library writes several metadata in
+no fixed order.
 """
 
 import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,11 +20,15 @@ import ml_dtypes
 import numpy as np
 
 from experiments.errors import UserError
+from experiments.files import sync
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # of weights
 STORAGE = {**TYPES, "F64": np.float64, "U8": np.uint8, "I8": np.int8, "I32": np.int32}
-STORAGE |= {"U16": np.uint16, "I16": np.int16, "BOOL": np.bool_}
+STORAGE |= {"U16": np.uint16, "I16": np.int16, "BOOL": np.bool_, "I64": np.int64}
+STORAGE |= {"F8_E4M3": ml_dtypes.float8_e4m3fn}
+# Tensors in a file are in this order of their types, the last first, as the library has them.
+ORDER = ("BOOL", "U8", "I8", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "F32", "F64", "I64")
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -142,6 +148,30 @@ def _check_range(
         needed = math.prod(shape) * np.dtype(STORAGE[storage]).itemsize
         if needed != stop - start:
             raise ValueError(f"{name} has {stop - start} bytes where its shape needs {needed}")
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write one file, whole or not at all: the bytes that the library writes, metadata in order."""
+    names = {np.dtype(dtype): storage for storage, dtype in STORAGE.items()}
+    kinds = {name: names[x.dtype] for name, x in arrays.items()}
+    ordered = sorted(arrays, key=lambda name: (-ORDER.index(kinds[name]), name.encode()))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in ordered:
+        start, end = end, end + arrays[name].nbytes
+        shape = list(arrays[name].shape)
+        header[name] = {"dtype": kinds[name], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    unfinished = path.with_name(f".{path.stem}.tmp")
+    with unfinished.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in ordered:
+            # of no axis, NumPy would make one
+            file.write(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+    sync(unfinished)
+    os.replace(unfinished, path)
+    sync(path.parent)
 
 
 def require_readable(name: str, entry: Entry) -> None:

@@ -1,10 +1,10 @@
 """Which run a configuration describes: a hash of its content, by which a command finds its run.
 
-Left out is what changes where a run happens but not what it computes, or counts where it is used
-(`bits`): EXCLUDED. So are steps of a recipe that are null, and seeds: runs that differ in seeds
-alone are repetitions of one experiment, told apart by their folder. A path to an input counts by
-the content it leads to, so a model that moves stays the same model and a file that changes does
-not.
+Left out is what changes where a run happens or what it is also written as, but not what it
+computes, or counts where it is used (`bits`): EXCLUDED. So are steps of a recipe that are null, and
+seeds: runs that differ in seeds alone are repetitions of one experiment, told apart by their
+folder. A path to an input counts by the content it leads to, so a model that moves stays the same
+model and a file that changes does not.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from experiments.checkpoints.packages import file_digest
 from experiments.checkpoints.sources import open_source
 
 EXCLUDED = frozenset(
-    {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra", "bits"}
+    {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra", "bits", "export"}
 )
 SEEDS = frozenset({"seed", "seeds"})  # at any depth
 INPUTS = frozenset({"path", "calibration_path", "heldout_path", "checkpoint"})  # at any depth

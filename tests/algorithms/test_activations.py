@@ -158,6 +158,28 @@ def test_calibration_that_saw_only_zeros_stays_finite():
     assert jnp.isfinite(tensor.matmul(x)).all() and not tensor.rounded(0 * x).any()
 
 
+def test_a_nested_format_keeps_the_divisor_of_calibration():
+    """The scales beneath it are fitted to each input, and clipped where they would pass 448."""
+    w, x = layer(9)
+    format = formats.nvfp4()
+    method = quantized_inputs(format=format, dynamic="local")(METHOD)
+    tensor = method.compress(w, observed(method, x[:5], -x[5:]))
+    np.testing.assert_allclose(tensor.divisor, 448 * 6 / np.abs(x).max(), rtol=1e-6)
+    for later in (x, 0.01 * x, x[:1]):
+        grid = format.fit(later, divisor=tensor.divisor)
+        np.testing.assert_array_equal(tensor.rounded(later), format.nearest(later, grid))
+        assert (np.asarray(grid.scale) < 448.1).all()
+    assert np.abs(tensor.rounded(0.01 * x) - format.nearest(0.01 * x)).max() > 1e-5
+    assert np.abs(tensor.rounded(10 * x)).max() <= 1.01 * np.abs(x).max()
+
+
+def test_refuses_a_divisor_that_there_is_not():
+    with pytest.raises(ValueError, match="dynamic=local is for nested scales"):
+        quantized_inputs(format=TOKEN, dynamic="local")
+    with pytest.raises(ValueError, match="must be true, false or local"):
+        quantized_inputs(format=TOKEN, dynamic="locally")
+
+
 def test_refuses_static_scales_of_tokens():
     with pytest.raises(ValueError, match="dynamic=false needs rows=null"):
         quantized_inputs(format=TOKEN, dynamic=False)
@@ -171,7 +193,9 @@ def test_refuses_searches_that_look_at_activations(search):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice_of_the_configuration_rounds(name):
-    """A few percent of error at most, 32 channels to a scale; static ones store one number."""
+    """A few percent of error at most, 32 channels to a scale; static ones store one number, which
+    of nested scales is the divisor.
+    """
     wrap = hydra.utils.instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
     w, x = layer(8, i=64)
     method = wrap(METHOD)
@@ -179,5 +203,6 @@ def test_every_choice_of_the_configuration_rounds(name):
     tensor = method.compress(w, stats)
     error = float(jnp.sum((tensor.rounded(x) - x) ** 2) / jnp.sum(x**2))
     assert 1e-6 < error < (2e-2 if "4" in name.removesuffix("64") else 2e-3)
-    assert (tensor.scale is None) is (stats is None) is not name.endswith("tensor")
+    fixed = [n for n in (tensor.scale, tensor.divisor) if n is not None]
+    assert len(fixed) == (stats is not None) == name.endswith(("tensor", "static"))
     assert method.observe is None or isinstance(stats.inner, type(None) | hessian.HessianStats)

@@ -1,4 +1,5 @@
-"""What a family of decoders is, to other software: a declaration, from which models are read.
+"""What a family of decoders is, to other software: a declaration, by which models are read and
+written.
 
 Between a family's tensors and ours lie names, parts of a matrix that hold several of ours one below
 the other, matrices kept as [in, out], rows that are not used, and norms kept as their distance
@@ -6,12 +7,14 @@ from one. All of it is said here, and undone by `Place`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.checkpoints.families.raw import Raw
+from experiments.checkpoints.families.raw import Raw, scaling_settings
 from experiments.checkpoints.sources import shapes
 from models.config import DecoderConfig
 
@@ -59,6 +62,7 @@ class Family:
     architecture: str
     config: Callable[[Raw], Mapping[str, Any]]  # arguments of DecoderConfig beside the sizes
     sizes: Callable[[Raw], Mapping[str, Any]]
+    settings: Callable[[DecoderConfig], Mapping[str, Any]]  # the way back: what config.json says
     top: Mapping[str, str] = dataclasses.field(default_factory=lambda: LLAMA_TOP)
     block: Mapping[str, str] = dataclasses.field(default_factory=lambda: LLAMA_BLOCK)
     prefix: str = "model.layers.{}."  # of a block's names
@@ -71,6 +75,23 @@ class Family:
     def read(self, raw: Raw) -> DecoderConfig:
         """Our configuration. Raises UserError or ValueError for what planish cannot run."""
         return DecoderConfig(family=self.name, **{**self.sizes(raw), **self.config(raw)})
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """A config.json's content, which `read` makes this configuration of.
+
+        Raises ValueError for a configuration that the family has no settings for.
+        """
+        raw = {"architectures": [self.architecture], "model_type": self.name}
+        raw |= self.settings(config)
+        told = self.read(Raw(raw, Path("config.json")))
+        for field in dataclasses.fields(config):
+            ours, theirs = getattr(config, field.name), getattr(told, field.name)
+            if not _same(ours, theirs):
+                raise ValueError(
+                    f"{self.architecture} has no setting for {field.name}={ours!r}: other software "
+                    f"would run the model with {theirs!r}."
+                )
+        return raw
 
     def places(self, config: DecoderConfig, name: str) -> list[Place]:
         """Where one of our tensors lies: one place, or one for each expert."""
@@ -119,6 +140,13 @@ class Family:
         )
 
 
+def _same(ours: Any, theirs: Any) -> bool:
+    """Settings are told as their inverses, or squared: to the last digits alone."""
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    return bool(ours == theirs)
+
+
 def decoder_sizes(raw: Raw) -> dict[str, Any]:
     """The sizes that most families give under the same names."""
     heads, hidden = raw.count("num_attention_heads"), raw.count("hidden_size")
@@ -133,6 +161,38 @@ def decoder_sizes(raw: Raw) -> dict[str, Any]:
         "context": raw.count("max_position_embeddings"),
         "norm_epsilon": raw.number("rms_norm_eps", 1e-6),
     }
+
+
+def decoder_settings(c: DecoderConfig) -> dict[str, Any]:
+    """The way back from `decoder_sizes` and what most families have beside them.
+
+    Spellings are the older ones (`rope_theta`), which every transformers of today reads.
+    """
+    return {
+        "hidden_act": "silu",
+        "hidden_size": c.hidden,
+        "intermediate_size": c.feed_forward,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+        "max_position_embeddings": c.context,
+        "rms_norm_eps": c.norm_epsilon,
+        "tie_word_embeddings": c.tied_embeddings,
+        "vocab_size": c.vocabulary,
+        **rotary_settings(c),
+    }
+
+
+def rotary_settings(c: DecoderConfig) -> dict[str, Any]:
+    said: dict[str, Any] = {"rope_theta": c.rope_theta, "rope_scaling": None}
+    if c.rope_scaling is not None:
+        said["rope_scaling"] = scaling_settings(c.rope_scaling)
+    if c.rotated is not None:
+        said["partial_rotary_factor"] = c.rotated / c.head_size
+    if c.rope_scaling is not None and c.rope_scaling.kind == "longrope":
+        said["original_max_position_embeddings"] = c.rope_scaling.original_context
+    return said
 
 
 def rotary(raw: Raw, head_size: int | None = None, **options: Any) -> dict[str, Any]:

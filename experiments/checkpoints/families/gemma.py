@@ -5,8 +5,22 @@ from one, and windows that alternate; soft caps in the second, q and k norms in 
 import math
 from typing import Any
 
-from experiments.checkpoints.families.base import LLAMA_BLOCK, Family, decoder_sizes, rotary
-from experiments.checkpoints.families.raw import FULL, SLIDING, Raw
+from experiments.checkpoints.families.base import (
+    LLAMA_BLOCK,
+    Family,
+    decoder_settings,
+    decoder_sizes,
+    rotary,
+)
+from experiments.checkpoints.families.raw import (
+    FULL,
+    SLIDING,
+    Raw,
+    activation_name,
+    scaling_settings,
+    window_settings,
+)
+from models.config import DecoderConfig
 
 BLOCK = LLAMA_BLOCK | {
     "attention_post_norm": "post_attention_layernorm",
@@ -60,11 +74,38 @@ def sizes(raw: Raw) -> dict[str, Any]:
     return {**decoder_sizes(raw), "head_size": raw.count("head_dim", 256)}
 
 
+def _settings(c: DecoderConfig) -> dict[str, Any]:
+    assert c.attention_scale is not None
+    windows = window_settings(c.windows)
+    return {
+        **decoder_settings(c),
+        "hidden_activation": activation_name(c.activation),
+        "attention_bias": c.qkv_bias,
+        "query_pre_attn_scalar": round(c.attention_scale**-2, 6),
+        "sliding_window": windows.get("sliding_window"),
+        "layer_types": windows.get("layer_types", [FULL] * c.layers),
+        "attn_logit_softcapping": c.attention_cap,
+        "final_logit_softcapping": c.logit_cap,
+    }
+
+
+def gemma3_settings(c: DecoderConfig) -> dict[str, Any]:
+    """In the spelling of transformers 5, where each kind of layer has its own positions."""
+    said = {k: v for k, v in _settings(c).items() if k not in ("rope_theta", "rope_scaling")}
+    scaling = (
+        {"rope_type": "default"} if c.rope_scaling is None else scaling_settings(c.rope_scaling)
+    )
+    return {**said, "rope_parameters": {
+        FULL: {**scaling, "rope_theta": c.rope_theta},
+        SLIDING: {"rope_type": "default", "rope_theta": c.local_theta},
+    }}  # fmt: skip
+
+
 GEMMA2 = Family(
     name="gemma2", architecture="Gemma2ForCausalLM", config=gemma2_config, sizes=sizes,
-    block=BLOCK, norm_offset=1.0,
+    settings=_settings, block=BLOCK, norm_offset=1.0,
 )  # fmt: skip
 GEMMA3 = Family(
     name="gemma3_text", architecture="Gemma3ForCausalLM", config=gemma3_config, sizes=sizes,
-    block=BLOCK, norm_offset=1.0,
+    settings=gemma3_settings, block=BLOCK, norm_offset=1.0,
 )  # fmt: skip

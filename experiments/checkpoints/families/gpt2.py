@@ -3,7 +3,8 @@
 from typing import Any
 
 from experiments.checkpoints.families.base import Family
-from experiments.checkpoints.families.raw import Raw
+from experiments.checkpoints.families.raw import Raw, activation_name
+from models.config import DecoderConfig
 
 
 def config(raw: Raw) -> dict[str, Any]:
@@ -37,8 +38,17 @@ def sizes(raw: Raw) -> dict[str, Any]:
     }
 
 
+def settings(c: DecoderConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": c.vocabulary, "n_embd": c.hidden, "n_layer": c.layers, "n_head": c.heads,
+        "n_inner": c.feed_forward, "n_positions": c.context,
+        "activation_function": activation_name(c.activation),
+        "layer_norm_epsilon": c.norm_epsilon, "tie_word_embeddings": c.tied_embeddings,
+    }  # fmt: skip
+
+
 GPT2 = Family(
-    name="gpt2", architecture="GPT2LMHeadModel", config=config, sizes=sizes,
+    name="gpt2", architecture="GPT2LMHeadModel", config=config, sizes=sizes, settings=settings,
     prefix="transformer.h.{}.", transposed=True,
     top={
         "embed": "transformer.wte", "positions": "transformer.wpe",

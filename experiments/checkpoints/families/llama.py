@@ -2,8 +2,14 @@
 
 from typing import Any
 
-from experiments.checkpoints.families.base import Family, decoder_sizes, rotary
-from experiments.checkpoints.families.raw import FULL, SLIDING, Raw
+from experiments.checkpoints.families.base import (
+    Family,
+    decoder_settings,
+    decoder_sizes,
+    rotary,
+)
+from experiments.checkpoints.families.raw import FULL, SLIDING, Raw, window_settings
+from models.config import DecoderConfig
 
 
 def llama_config(raw: Raw) -> dict[str, Any]:
@@ -43,12 +49,35 @@ def granite_config(raw: Raw) -> dict[str, Any]:
     }
 
 
+def llama_settings(c: DecoderConfig) -> dict[str, Any]:
+    return {**decoder_settings(c), "attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias}
+
+
+def smollm3_settings(c: DecoderConfig) -> dict[str, Any]:
+    turned = [int(n not in c.unrotated) for n in range(c.layers)]
+    return {**llama_settings(c), **window_settings(c.windows), "no_rope_layers": turned}
+
+
+def granite_settings(c: DecoderConfig) -> dict[str, Any]:
+    return {
+        **llama_settings(c),
+        "embedding_multiplier": c.embed_scale,
+        "attention_multiplier": c.head_size**-0.5 if c.attention_scale is None
+        else c.attention_scale,
+        "residual_multiplier": c.residual_scale,
+        "logits_scaling": 1 / c.logit_scale,
+    }  # fmt: skip
+
+
 LLAMA = Family(
-    name="llama", architecture="LlamaForCausalLM", config=llama_config, sizes=decoder_sizes
-)
+    name="llama", architecture="LlamaForCausalLM", config=llama_config, sizes=decoder_sizes,
+    settings=llama_settings,
+)  # fmt: skip
 SMOLLM3 = Family(
-    name="smollm3", architecture="SmolLM3ForCausalLM", config=smollm3_config, sizes=decoder_sizes
-)
+    name="smollm3", architecture="SmolLM3ForCausalLM", config=smollm3_config, sizes=decoder_sizes,
+    settings=smollm3_settings,
+)  # fmt: skip
 GRANITE = Family(
-    name="granite", architecture="GraniteForCausalLM", config=granite_config, sizes=decoder_sizes
-)
+    name="granite", architecture="GraniteForCausalLM", config=granite_config, sizes=decoder_sizes,
+    settings=granite_settings,
+)  # fmt: skip

@@ -2,8 +2,14 @@
 
 from typing import Any
 
-from experiments.checkpoints.families.base import Family, decoder_sizes, rotary
+from experiments.checkpoints.families.base import (
+    Family,
+    decoder_settings,
+    decoder_sizes,
+    rotary,
+)
 from experiments.checkpoints.families.raw import SLIDING, Raw
+from models.config import DecoderConfig
 
 
 def config(raw: Raw) -> dict[str, Any]:
@@ -16,6 +22,11 @@ def config(raw: Raw) -> dict[str, Any]:
     }
 
 
+def settings(c: DecoderConfig) -> dict[str, Any]:
+    return {**decoder_settings(c), "sliding_window": None if c.windows is None else c.windows[0]}
+
+
 MISTRAL = Family(
-    name="mistral", architecture="MistralForCausalLM", config=config, sizes=decoder_sizes
-)
+    name="mistral", architecture="MistralForCausalLM", config=config, sizes=decoder_sizes,
+    settings=settings,
+)  # fmt: skip

@@ -3,11 +3,13 @@
 from typing import Any
 
 from experiments.checkpoints.families.base import LLAMA_BLOCK, Family, decoder_sizes, rotary
-from experiments.checkpoints.families.llama import llama_config
+from experiments.checkpoints.families.llama import llama_config, llama_settings
 from experiments.checkpoints.families.mistral import config as mistral_config
+from experiments.checkpoints.families.mistral import settings as mistral_settings
 from experiments.checkpoints.families.qwen import qwen2_config, qwen3_config
+from experiments.checkpoints.families.qwen import settings as qwen_settings
 from experiments.checkpoints.families.raw import Raw
-from models.config import Mixing
+from models.config import DecoderConfig, Mixing
 
 ROUTER = LLAMA_BLOCK | {"mlp.router": "mlp.gate"}
 SHARED = ROUTER | {
@@ -74,12 +76,46 @@ def olmoe_config(raw: Raw) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _mixing(c: DecoderConfig) -> Mixing:
+    assert c.experts is not None
+    return c.experts
+
+
+def mixtral_settings(c: DecoderConfig) -> dict[str, Any]:
+    e = _mixing(c)
+    return {
+        **mistral_settings(c), "intermediate_size": e.feed_forward,
+        "num_local_experts": e.count, "num_experts_per_tok": e.chosen,
+    }  # fmt: skip
+
+
+def qwen_moe_settings(c: DecoderConfig) -> dict[str, Any]:
+    e = _mixing(c)
+    shared = {"shared_expert_intermediate_size": e.shared} if e.shared else {}
+    return {
+        **qwen_settings(c), **shared,
+        "num_experts": e.count, "num_experts_per_tok": e.chosen,
+        "moe_intermediate_size": e.feed_forward, "norm_topk_prob": e.normalized,
+        "mlp_only_layers": [n for n in range(c.layers) if not c.mixes(n)],
+        "decoder_sparse_step": 1,
+    }  # fmt: skip
+
+
+def olmoe_settings(c: DecoderConfig) -> dict[str, Any]:
+    e = _mixing(c)
+    return {
+        **llama_settings(c), "intermediate_size": e.feed_forward, "clip_qkv": c.qkv_clip,
+        "num_experts": e.count, "num_experts_per_tok": e.chosen, "norm_topk_prob": e.normalized,
+    }  # fmt: skip
+
+
 def mixtral_sizes(raw: Raw) -> dict[str, Any]:
     return {**decoder_sizes(raw), "norm_epsilon": raw.number("rms_norm_eps", 1e-5)}
 
 
 MIXTRAL = Family(
     name="mixtral", architecture="MixtralForCausalLM", config=mixtral_config, sizes=mixtral_sizes,
+    settings=mixtral_settings,
     block=LLAMA_BLOCK | {"mlp.router": "block_sparse_moe.gate"},
     experts={
         "mlp.experts.gate": "block_sparse_moe.experts.{}.w1",
@@ -89,13 +125,14 @@ MIXTRAL = Family(
 )  # fmt: skip
 QWEN2_MOE = Family(
     name="qwen2_moe", architecture="Qwen2MoeForCausalLM", config=qwen2_moe_config,
-    sizes=decoder_sizes, block=SHARED, experts=EXPERTS,
+    settings=qwen_moe_settings, sizes=decoder_sizes, block=SHARED, experts=EXPERTS,
 )  # fmt: skip
 QWEN3_MOE = Family(
     name="qwen3_moe", architecture="Qwen3MoeForCausalLM", config=qwen3_moe_config,
-    sizes=decoder_sizes, block=ROUTER, experts=EXPERTS,
+    settings=qwen_moe_settings, sizes=decoder_sizes, block=ROUTER, experts=EXPERTS,
 )  # fmt: skip
 OLMOE = Family(
     name="olmoe", architecture="OlmoeForCausalLM", config=olmoe_config, sizes=mixtral_sizes,
+    settings=olmoe_settings,
     block=ROUTER, experts=EXPERTS,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from typing import Any
 
 from experiments.checkpoints.families.base import Family
 from experiments.checkpoints.families.raw import Raw
+from models.config import DecoderConfig
 
 
 def config(raw: Raw) -> dict[str, Any]:
@@ -39,8 +40,18 @@ def sizes(raw: Raw) -> dict[str, Any]:
     }
 
 
+def settings(c: DecoderConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": c.vocabulary, "hidden_size": c.hidden, "word_embed_proj_dim": c.hidden,
+        "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "ffn_dim": c.feed_forward,
+        "max_position_embeddings": c.context, "activation_function": c.activation,
+        "do_layer_norm_before": True, "enable_bias": c.qkv_bias,
+        "tie_word_embeddings": c.tied_embeddings,
+    }  # fmt: skip
+
+
 OPT = Family(
-    name="opt", architecture="OPTForCausalLM", config=config, sizes=sizes,
+    name="opt", architecture="OPTForCausalLM", config=config, sizes=sizes, settings=settings,
     prefix="model.decoder.layers.{}.", unused_rows={"positions": 2},
     top={
         "embed": "model.decoder.embed_tokens", "positions": "model.decoder.embed_positions",

@@ -4,8 +4,14 @@ each head in the fourth.
 
 from typing import Any
 
-from experiments.checkpoints.families.base import Family, decoder_sizes, rotary
+from experiments.checkpoints.families.base import (
+    Family,
+    decoder_settings,
+    decoder_sizes,
+    rotary,
+)
 from experiments.checkpoints.families.raw import SLIDING, Raw
+from models.config import DecoderConfig
 
 
 def config(raw: Raw) -> dict[str, Any]:
@@ -22,8 +28,12 @@ def sizes(raw: Raw) -> dict[str, Any]:
     return {**decoder_sizes(raw), "norm_epsilon": raw.number("rms_norm_eps", 1e-5)}
 
 
+def settings(c: DecoderConfig) -> dict[str, Any]:
+    return {**decoder_settings(c), "sliding_window": None if c.windows is None else c.windows[0]}
+
+
 PHI3 = Family(
-    name="phi3", architecture="Phi3ForCausalLM", config=config, sizes=sizes,
+    name="phi3", architecture="Phi3ForCausalLM", config=config, sizes=sizes, settings=settings,
     fused={
         "self_attn.qkv_proj": ("attention.q", "attention.k", "attention.v"),
         "mlp.gate_up_proj": ("mlp.gate", "mlp.up"),

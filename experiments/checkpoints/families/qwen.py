@@ -4,8 +4,14 @@ third.
 
 from typing import Any
 
-from experiments.checkpoints.families.base import Family, decoder_sizes, rotary
-from experiments.checkpoints.families.raw import FULL, SLIDING, Raw
+from experiments.checkpoints.families.base import (
+    Family,
+    decoder_settings,
+    decoder_sizes,
+    rotary,
+)
+from experiments.checkpoints.families.raw import FULL, SLIDING, Raw, window_settings
+from models.config import DecoderConfig
 
 
 def _common(raw: Raw) -> dict[str, Any]:
@@ -33,9 +39,16 @@ def qwen3_sizes(raw: Raw) -> dict[str, Any]:
     return {**decoder_sizes(raw), "head_size": raw.get("head_dim") or 128}
 
 
+def settings(c: DecoderConfig) -> dict[str, Any]:
+    bias = {"attention_bias": c.output_bias} if c.qk_norm else {}
+    return {**decoder_settings(c), **window_settings(c.windows), **bias}
+
+
 QWEN2 = Family(
-    name="qwen2", architecture="Qwen2ForCausalLM", config=qwen2_config, sizes=decoder_sizes
-)
+    name="qwen2", architecture="Qwen2ForCausalLM", config=qwen2_config, sizes=decoder_sizes,
+    settings=settings,
+)  # fmt: skip
 QWEN3 = Family(
-    name="qwen3", architecture="Qwen3ForCausalLM", config=qwen3_config, sizes=qwen3_sizes
-)
+    name="qwen3", architecture="Qwen3ForCausalLM", config=qwen3_config, sizes=qwen3_sizes,
+    settings=settings,
+)  # fmt: skip

@@ -24,6 +24,11 @@ ACTIVATIONS = {
 }
 
 
+def activation_name(kind: str) -> str:
+    """The way back."""
+    return {"gelu_tanh": "gelu_pytorch_tanh"}.get(kind, kind)
+
+
 class Rope(NamedTuple):
     """Rotary positions as a model's configuration has them."""
 
@@ -143,3 +148,33 @@ SCALINGS = {
     "longrope": _longrope,
     "su": _longrope,
 }
+
+
+def scaling_settings(s: RopeScaling) -> dict[str, Any]:
+    """The way back."""
+    if s.kind == "linear":
+        return {"rope_type": "linear", "factor": s.factor}
+    if s.kind == "longrope":
+        return {
+            "rope_type": "longrope", "factor": s.factor, "attention_factor": s.stretch,
+            "original_max_position_embeddings": s.original_context,
+            "short_factor": list(s.short), "long_factor": list(s.long),
+        }  # fmt: skip
+    return {
+        "rope_type": "llama3", "factor": s.factor,
+        "low_freq_factor": s.low_frequency_factor, "high_freq_factor": s.high_frequency_factor,
+        "original_max_position_embeddings": s.original_context,
+    }  # fmt: skip
+
+
+def window_settings(windows: Sequence[int | None] | None) -> dict[str, Any]:
+    """The way back from `windows`, where layers differ."""
+    found = [w for w in windows or () if w is not None]
+    if windows is None or not found:
+        return {"use_sliding_window": False}
+    return {
+        "use_sliding_window": True,
+        "sliding_window": found[0],
+        "max_window_layers": list(windows).index(found[0]),  # of older readers, which know no list
+        "layer_types": [FULL if w is None else SLIDING for w in windows],
+    }

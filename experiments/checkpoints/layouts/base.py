@@ -20,6 +20,7 @@ class Layout(abc.ABC):
     """One format of linear layers, written and read."""
 
     method: str  # `quant_method` in the quantization_config of a config.json
+    tables: bool = False  # whether an embedding, which no product reads, can be stored so too
 
     @abc.abstractmethod
     def scheme(self, tensor: CompressedTensor) -> Scheme:
@@ -34,7 +35,9 @@ class Layout(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, arrays: Arrays, scheme: Scheme) -> CompressedTensor:
-        """The tensor again; raises ValueError, one sentence, for arrays that do not fit."""
+        """The tensor again; raises ValueError for arrays that do not fit: a clause without its full
+        stop, of which who knows the layer and the file makes a sentence.
+        """
 
     @abc.abstractmethod
     def describe(self, schemes: Mapping[str, Scheme | None]) -> dict[str, Any]:
@@ -49,5 +52,5 @@ class Layout(abc.ABC):
     ) -> dict[str, Scheme | None]:
         """The scheme of each of these layers, by stored name, from a quantization_config.
 
-        Raises ValueError, one sentence, for what is not read.
+        Raises ValueError, a clause as in `decode`, for what is not read.
         """

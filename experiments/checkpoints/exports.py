@@ -1,0 +1,147 @@
+"""What a model is exported as: conf/export names these.
+
+    compressed_tensors   a Hugging Face folder, quantized layers as compressed-tensors has them
+    safetensors          a Hugging Face folder, every weight dense
+
+A format of your own is an `Export`: what it refuses, and a writer that is given the parts of a
+checkpoint as they are finished.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from algorithms.tensors import CompressedTensor
+from experiments.checkpoints.families import FAMILIES
+from experiments.checkpoints.folder import FolderWriter, layers, require_dense
+from experiments.checkpoints.layouts.base import Layout, Scheme
+from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
+from experiments.checkpoints.planish import Tensor
+from experiments.checkpoints.sources import shapes
+from experiments.data.tokenizer import Tokenizer
+from experiments.errors import UserError
+from models.config import DecoderConfig
+
+type Forms = Mapping[str, CompressedTensor | None]  # of layers, by path such as "blocks.0.mlp.up"
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Writes an export part by part, as `planish.CheckpointWriter` does a checkpoint."""
+
+    parts: Any  # a collection of the parts that are whole
+    damaged: list[str]
+
+    def write(self, part: str, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def finish(
+        self, config: DecoderConfig, tokenizer: Tokenizer, notes: Mapping[str, Any]
+    ) -> None: ...
+
+
+class Export(abc.ABC):
+    """One format."""
+
+    name: str  # what a run's export of it is called, a file's suffix included
+
+    @abc.abstractmethod
+    def require(self, config: DecoderConfig, forms: Forms) -> None:
+        """Raise UserError for what the format cannot hold. Forms may be of shapes alone."""
+
+    @abc.abstractmethod
+    def writer(
+        self, place: Path, config: DecoderConfig, *, origin: str, check: Callable[[], None]
+    ) -> Writer:
+        """What writes to `place`, and goes on where an earlier writer of the same `origin` was."""
+
+    def disk(self, config: DecoderConfig, forms: Forms, checkpoint: int) -> int:
+        """Bytes that it takes, about; checkpoint: that our own takes."""
+        return checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(Export):
+    """A Hugging Face folder."""
+
+    name: str
+    layout: Layout | None
+    dtype: str | None = None
+
+    def require(self, config: DecoderConfig, forms: Forms) -> None:
+        schemes: dict[str, Scheme | None] = {}
+        try:
+            FAMILIES[config.family].write(config)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        for path, form in forms.items():
+            try:
+                schemes[path] = None if form is None else self._scheme(config, path, form)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from error
+        if self.layout is not None:
+            _require_places(config, forms)
+        if self.layout is not None and any(schemes.values()):
+            try:
+                self.layout.describe(schemes)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+
+    def _scheme(self, config: DecoderConfig, path: str, form: CompressedTensor) -> Scheme | None:
+        if self.layout is None:
+            require_dense(form)
+            return None
+        if path == "embed" and config.tied_embeddings:
+            raise ValueError(
+                f"the embedding is the head too, and {self.layout.method} has no table that is "
+                "both when it is compressed: take the rule for it out."
+            )
+        if path == "embed" and not self.layout.tables:
+            raise ValueError(
+                f"{self.layout.method} keeps embeddings dense: take the rule for it out."
+            )
+        return self.layout.scheme(form)
+
+    def writer(
+        self, place: Path, config: DecoderConfig, *, origin: str, check: Callable[[], None]
+    ) -> FolderWriter:
+        return FolderWriter(
+            place, config, self.layout, dtype=self.dtype, origin=origin, check=check
+        )
+
+    def disk(self, config: DecoderConfig, forms: Forms, checkpoint: int) -> int:
+        if self.layout is None:
+            return jnp.dtype(self.dtype or "float32").itemsize * _parameters(config)
+        known = [form for form in forms.values() if form is not None]
+        wide = [f.shape for f in known if self.layout.scheme(f).get("format") == "int-quantized"]
+        return checkpoint + sum(map(math.prod, wide))  # there, a code of any width takes a byte
+
+
+def _require_places(config: DecoderConfig, forms: Forms) -> None:
+    """Refuse layers that the family keeps in a way that no compressed one has."""
+    family = FAMILIES[config.family]
+    if family.fused or family.transposed:
+        packed = {f"{path}.weight": form for path, form in forms.items() if form is not None}
+        jax.eval_shape(lambda tensors: layers(family, config, tensors), packed)
+
+
+def _parameters(config: DecoderConfig) -> int:
+    return sum(map(math.prod, shapes(config).values()))
+
+
+def compressed_tensors() -> Export:
+    """A folder that transformers, vLLM and SGLang load, quantized layers as they are."""
+    return Folder("compressed_tensors", CompressedTensors())
+
+
+def safetensors(*, dtype: str = "float16") -> Export:
+    """A folder of dense weights, which everything loads. dtype: float16, bfloat16 or float32."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+    return Folder(f"safetensors_{dtype}", None, dtype)
