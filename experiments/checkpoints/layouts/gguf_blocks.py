@@ -121,9 +121,10 @@ def kind_of(tensor: CompressedTensor, fallback: str | None = None) -> Type:
             "runs: llama.cpp has no such layer; compress without it."
         )
     raise ValueError(
-        f"GGUF's blocks cannot hold {_reason(tensor)}: they hold integers of 2 to 8 bits (asymmetric to 7) "
-        "with whole zero points, float16 scales and groups of a multiple of 32 columns, and MXFP4; "
-        "compress to such a format, or store such tensors dequantized with fallback=f16 or f32."
+        f"GGUF's blocks cannot hold {_reason(tensor)}: they hold integers of 2 to 8 bits "
+        "(asymmetric to 7) with whole zero points, float16 scales and groups of a multiple of 32 "
+        "columns, and MXFP4; compress to such a format, or store such tensors dequantized with "
+        "fallback=f16 or f32."
     )
 
 
