@@ -15,8 +15,10 @@ import gguf.quants
 import ml_dtypes
 import numpy as np
 
+from algorithms.tensors import QuantizedTensor
 from experiments.checkpoints import packages
 from experiments.checkpoints.gguf_tokenizer import read_tokenizer
+from experiments.checkpoints.layouts import gguf_blocks
 from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
@@ -68,11 +70,27 @@ class GGUFFile(Source):
         tensor = self._tensor(name)
         x = dequantize(tensor)
         require_finite(x, tensor.name, self.location)
-        c = self.config
-        for role, heads in (("attention.q", c.heads), ("attention.k", c.kv_heads)):
-            if self._permuted and name.rpartition(".")[0].endswith(role):
-                return unpermute(x, heads)
-        return x
+        heads = permuted_heads(self.config, name) if self._permuted else None
+        return x if heads is None else unpermute(x, heads)
+
+    def stored(self, name: str) -> np.ndarray | QuantizedTensor:
+        """One tensor as its blocks hold it, where they are a grid of planish's; else as `read`.
+
+        What planish wrote comes back bit for bit; `tensor` gives floats, for most files' blocks
+        are no such grid.
+        """
+        dense = self.read(name)  # which refuses what is damaged
+        tensor = self._tensor(name)
+        try:
+            if tensor.tensor_type in PLAIN:
+                return dense
+            heads = permuted_heads(self.config, name) if self._permuted else None
+            blocks = np.asarray(tensor.data)
+            return gguf_blocks.decode(
+                blocks if heads is None else unpermute(blocks, heads), tensor.tensor_type
+            )
+        except ValueError:
+            return dense
 
     def _tensor(self, name: str) -> gguf.ReaderTensor:
         try:
@@ -259,6 +277,12 @@ def stored_name(name: str) -> str:
     return f"blk.{layer}.{BLOCK_NAMES[module]}.{kind}"
 
 
+def permuted_heads(config: DecoderConfig, name: str) -> int | None:
+    """The heads whose rows files of the architecture "llama" keep interleaved, for q and k."""
+    heads = {"attention.q": config.heads, "attention.k": config.kv_heads}
+    return next((n for role, n in heads.items() if name.rpartition(".")[0].endswith(role)), None)
+
+
 def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(tensor.shape))
 
@@ -290,6 +314,11 @@ def dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:
         return tensor.data.view(PLAIN[tensor.tensor_type])
     with np.errstate(all="ignore"):  # damaged scales show as NaN, which the caller refuses
         return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+
+
+def permute(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k from two halves per head to interleaved rotary pairs."""
+    return x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
 def unpermute(x: np.ndarray, heads: int) -> np.ndarray:
