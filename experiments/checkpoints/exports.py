@@ -1,6 +1,8 @@
 """What a model is exported as: conf/export names these.
 
     compressed_tensors   a Hugging Face folder, quantized layers as compressed-tensors has them
+    gptq                 the same, as GPTQModel and AutoGPTQ have them
+    awq                  the same, as AutoAWQ has them
     safetensors          a Hugging Face folder, every weight dense
 
 A format of your own is an `Export`: what it refuses, and a writer that is given the parts of a
@@ -20,8 +22,10 @@ import jax.numpy as jnp
 from algorithms.tensors import CompressedTensor
 from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.folder import FolderWriter, layers, require_dense
+from experiments.checkpoints.layouts.awq import AWQ
 from experiments.checkpoints.layouts.base import Layout, Scheme
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
+from experiments.checkpoints.layouts.gptq import GPTQ
 from experiments.checkpoints.planish import Tensor
 from experiments.checkpoints.sources import shapes
 from experiments.data.tokenizer import Tokenizer
@@ -138,6 +142,18 @@ def _parameters(config: DecoderConfig) -> int:
 def compressed_tensors() -> Export:
     """A folder that transformers, vLLM and SGLang load, quantized layers as they are."""
     return Folder("compressed_tensors", CompressedTensors())
+
+
+def gptq(*, checkpoint_format: str | None = None) -> Export:
+    """A folder in GPTQModel's layout. checkpoint_format: gptq or gptq_v2, by default as the grid
+    allows.
+    """
+    return Folder("gptq", GPTQ(checkpoint_format))
+
+
+def awq() -> Export:
+    """A folder in AutoAWQ's layout."""
+    return Folder("awq", AWQ())
 
 
 def safetensors(*, dtype: str = "float16") -> Export:

@@ -18,7 +18,7 @@ from algorithms.tensors import QuantizedTensor
 from experiments.checkpoints.gguf import PLAIN, permuted_heads, unpermute
 from experiments.checkpoints.layouts import gguf_blocks
 from experiments.files import sync
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 
 Type = gguf.GGMLQuantizationType
 SUFFIX = ".ggml"

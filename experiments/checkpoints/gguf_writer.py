@@ -30,7 +30,7 @@ from experiments.checkpoints.planish import Tensor, free_space
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import sync
-from models.decoder import DecoderConfig
+from models.config import DecoderConfig
 
 Type = gguf.GGMLQuantizationType
 Infos = list[tuple[str, tuple[int, ...], int, Type]]  # name, shape, bytes, type

@@ -11,12 +11,16 @@ import numpy as np
 
 from algorithms.tensors import CompressedTensor, ExpertsTensor
 from experiments.checkpoints.families.base import Place
+from experiments.checkpoints.layouts.awq import AWQ
 from experiments.checkpoints.layouts.base import Layout, Scheme
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
+from experiments.checkpoints.layouts.gptq import GPTQ
 from experiments.checkpoints.shards import Entry
 from experiments.errors import UserError
 
-LAYOUTS: dict[str, Callable[[], Layout]] = {CompressedTensors.method: CompressedTensors}
+LAYOUTS: dict[str, Callable[[], Layout]] = {
+    layout.method: layout for layout in (CompressedTensors, GPTQ, AWQ)
+}
 
 
 class QuantizedLayers:

@@ -119,7 +119,7 @@ def test_unpermute_undoes_the_converter():
 
 
 def test_qwen_rows_stay_where_they_are(path):
-    config = dataclasses.replace(CONFIG, qkv_bias=True)
+    config = dataclasses.replace(CONFIG, family="qwen2", qkv_bias=True)
     tensors = random_tensors(config)
     write_gguf(path, tensors, gguf_metadata("qwen2"), architecture="qwen2")
     source = open_source(path)
@@ -129,7 +129,7 @@ def test_qwen_rows_stay_where_they_are(path):
 
 
 def test_qwen3(path):
-    config = dataclasses.replace(CONFIG, qk_norm=True, tied_embeddings=True)
+    config = dataclasses.replace(CONFIG, family="qwen3", qk_norm=True, tied_embeddings=True)
     write_gguf(path, random_tensors(config), gguf_metadata("qwen3"), architecture="qwen3")
     assert open_source(path).config == config
 
