@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from algorithms.tensors import CompressedTensor
+from algorithms.tensors import CompressedTensor, ExpertsTensor
 from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.folder import FolderWriter, layers, require_dense
 from experiments.checkpoints.layouts.awq import AWQ
@@ -110,7 +110,7 @@ class Folder(Export):
             raise ValueError(
                 f"{self.layout.method} keeps embeddings dense: take the rule for it out."
             )
-        return self.layout.scheme(form)
+        return self.layout.scheme(_single(form))
 
     def writer(
         self, place: Path, config: DecoderConfig, *, origin: str, check: Callable[[], None]
@@ -123,8 +123,19 @@ class Folder(Export):
         if self.layout is None:
             return jnp.dtype(self.dtype or "float32").itemsize * _parameters(config)
         known = [form for form in forms.values() if form is not None]
-        wide = [f.shape for f in known if self.layout.scheme(f).get("format") == "int-quantized"]
+        wide = [
+            f.shape
+            for f in known
+            if self.layout.scheme(_single(f)).get("format") == "int-quantized"
+        ]
         return checkpoint + sum(map(math.prod, wide))  # there, a code of any width takes a byte
+
+
+def _single(form: CompressedTensor) -> CompressedTensor:
+    """Of experts, one: each is stored as a layer of its own."""
+    if isinstance(form, ExpertsTensor):
+        return jax.eval_shape(lambda tensor: tensor.one(0), form)
+    return form
 
 
 def _require_places(config: DecoderConfig, forms: Forms) -> None:

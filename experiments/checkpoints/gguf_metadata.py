@@ -17,9 +17,9 @@ from models import rope
 from models.config import DecoderConfig
 
 HELD = (  # fields that some key, tensor or name of an architecture says
-    "family", "vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size", "feed_forward", "context",
-    "norm_epsilon", "rope_theta", "rope_scaling", "windows", "tied_embeddings", "qkv_bias",
-    "output_bias", "mlp_bias", "qk_norm",
+    "family", "vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size",
+    "feed_forward", "context", "norm_epsilon", "rope_theta", "rope_scaling", "windows",
+    "tied_embeddings", "qkv_bias", "output_bias", "mlp_bias", "qk_norm",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from experiments.checkpoints.layouts.awq import AWQ
 from experiments.checkpoints.layouts.base import Layout, Scheme
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
 from experiments.checkpoints.layouts.gptq import GPTQ
-from experiments.checkpoints.shards import Entry
+from experiments.checkpoints.shards import TYPES, Entry
 from experiments.errors import UserError
 
 LAYOUTS: dict[str, Callable[[], Layout]] = {
@@ -52,9 +52,16 @@ class QuantizedLayers:
                 f"{folder / 'config.json'} has a quantization_config that planish does not read: "
                 f"{error}."
             ) from error
-        self._schemes = {module: s for module, s in schemes.items() if s is not None}
+        self._schemes = {
+            module: s for module, s in schemes.items() if s is not None and not self._dense(module)
+        }
         self._decoded = functools.lru_cache(maxsize=1)(self._decode)
         self.tensor = functools.lru_cache(maxsize=1)(self._tensor)
+
+    def _dense(self, module: str) -> bool:
+        """Whether a module has an ordinary weight, whatever the description says of all."""
+        entry = self._entries.get(f"{module}.weight")
+        return entry is not None and entry.storage in TYPES
 
     def __contains__(self, name: str) -> bool:
         return len(self._places[name][0].shape) == 2 and any(
