@@ -94,12 +94,27 @@ def bits_per_weight(record: Record) -> float | None:
 
 def loss_differences(record: Record, reference: Record) -> Float[np.ndarray, "windows"] | None:
     """Loss minus the reference's by window, in nats; None unless the windows are the same."""
-    mine, other = (r["metrics"].get("perplexity") for r in (record, reference))
+    mine, other = (scores(r) for r in (record, reference))
     if not mine or not other:
         return None
     if mine["data"] != other["data"] or mine["windows"] != other["windows"]:
         return None
     return np.subtract(mine["window_losses"], other["window_losses"])
+
+
+def scores(record: Record) -> Mapping[str, Any] | None:
+    """What was evaluated: perplexity, or of an encoder similarity; both have a loss by window."""
+    return record["metrics"].get("perplexity") or record["metrics"].get("similarity")
+
+
+def _value(record: Record) -> str:
+    found = scores(record)
+    if not found:
+        return "–"
+    value, error = found["value"], found["standard_error"]
+    if "similarity" in record["metrics"]:
+        return f"{100 * value:.1f} ± {100 * error:.1f} %"  # of second halves found
+    return f"{value:.2f} ± {error:.2f}"
 
 
 def paired_difference(record: Record, reference: Record) -> tuple[float, float] | None:
@@ -113,7 +128,7 @@ def paired_difference(record: Record, reference: Record) -> tuple[float, float] 
 
 def cells(record: Record, reference: Record | None, name: str) -> list[str]:
     """One row of a table, in the order of HEADER, the method under the name given."""
-    metrics, bits = record["metrics"].get("perplexity"), bits_per_weight(record)
+    metrics, bits = scores(record), bits_per_weight(record)
     seconds = record["seconds"].get("compress")
     delta = None
     if metrics and reference is not None and record is not reference:
@@ -122,11 +137,17 @@ def cells(record: Record, reference: Record | None, name: str) -> list[str]:
         name,
         "–" if bits is None else f"{bits:.2f}",
         "–" if bits is None else f"{record['bytes_on_disk'] / 1e6:.1f}",
-        f"{metrics['value']:.2f} ± {metrics['standard_error']:.2f}" if metrics else "–",
+        _value(record),
         "–" if delta is None else f"{delta[0]:+.3f} ± {delta[1]:.3f}",
         "–" if seconds is None else f"{seconds:.0f}",
         f"{record['peak_memory'] / 1e9:.2f}",
     ]
+
+
+def header(records: Sequence[Record]) -> list[str]:
+    """HEADER, with what was evaluated in its place."""
+    similar = any("similarity" in record["metrics"] for record in records)
+    return ["found" if similar and name == "perplexity" else name for name in HEADER]
 
 
 def float_record(records: Sequence[Record]) -> Record | None:
@@ -137,7 +158,7 @@ def float_record(records: Sequence[Record]) -> Record | None:
 def table(records: Sequence[Record]) -> Table:
     """For the terminal."""
     drawn = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=FOOTNOTE, caption_justify="left")
-    for number, name in enumerate(HEADER):
+    for number, name in enumerate(header(records)):
         drawn.add_column(name, justify="right" if number else "left", no_wrap=True)
     for record, name in zip(records, labels(records), strict=True):
         drawn.add_row(*cells(record, float_record(records), name))
@@ -155,12 +176,12 @@ def calibration(record: Record) -> str:
 
 def markdown(records: Sequence[Record]) -> str:
     """For a document: as `table`, with the calibration windows."""
-    reference, header = float_record(records), [*HEADER, "calibration"]
+    reference, head = float_record(records), [*header(records), "calibration"]
     rows = [
         [*cells(record, reference, name), calibration(record)]
         for record, name in zip(records, labels(records), strict=True)
     ]
-    return f"{grid([header, *rows])}\n\n{FOOTNOTE}\n"
+    return f"{grid([head, *rows])}\n\n{FOOTNOTE}\n"
 
 
 def grid(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

@@ -33,6 +33,17 @@ def causal(
     )
 
 
+def everywhere(
+    q: Float[Array, "B T n h"],
+    k: Float[Array, "B T k h"],
+    v: Float[Array, "B T k h"],
+    *,
+    scale: float | None = None,
+) -> Float[Array, "B T n h"]:
+    """Each position sees all of its window."""
+    return jax.nn.dot_product_attention(q, k, v, scale=scale)
+
+
 def fused(
     q: Float[Array, "B T n h"],
     k: Float[Array, "B T k h"],

@@ -72,6 +72,11 @@ class DecoderConfig:
     residual_scale: float = 1.0  # of what attention and MLP add
     logit_scale: float = 1.0
     experts: Mixing | None = None
+    # Of encoders:
+    causal: bool = True  # a token sees none that follow it
+    norms_after: bool = False  # each norm is behind its sum, and none before; one on the embedding
+    token_types: int = 0  # kinds of tokens, whose first is added to every embedding
+    predicts: bool = True  # the next token; else the model gives its last activations
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

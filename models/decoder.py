@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from models.block import Block
 from models.config import DecoderConfig
+from models.encoder import EncoderBlock
 from models.experts import MixtureBlock
 from models.layers import KVCache, norm
 from models.sites import Site
@@ -25,17 +26,24 @@ def build_block(config: DecoderConfig, layer: int, *, rngs: nnx.Rngs) -> Block:
 
 
 def _kind(config: DecoderConfig, layer: int) -> type[Block]:
+    if config.norms_after:
+        return EncoderBlock
     return MixtureBlock if config.mixes(layer) else Block
 
 
 class Stem(nnx.Module):
-    """From tokens to the first block: the embedding, with the positions where they are learned."""
+    """From tokens to the first block: the embedding, with positions where they are learned."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.scale, self.learned = config.embed_scale, config.positions == "learned"
         self.embed = nnx.Embed(config.vocabulary, config.hidden, rngs=rngs)
         if self.learned:
             self.positions = nnx.Embed(config.context, config.hidden, rngs=rngs)
+        self.typed, self.normed = config.token_types > 0, config.norms_after
+        if self.typed:
+            self.types = nnx.Embed(config.token_types, config.hidden, rngs=rngs)
+        if self.normed:
+            self.embed_norm = norm(config, rngs=rngs)
 
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
@@ -43,20 +51,29 @@ class Stem(nnx.Module):
         x = self.embed(tokens)
         if self.scale != 1:  # rounded to the dtype first, as the models were trained
             x = x * jnp.asarray(self.scale, x.dtype)
-        return x + self.positions(positions) if self.learned else x
+        x = x + self.positions(positions) if self.learned else x
+        x = x + self.types(jnp.zeros_like(tokens)) if self.typed else x
+        return self.embed_norm(x) if self.normed else x
 
 
 class Tail(nnx.Module):
-    """From the last block to logits: the last norm, and the head if it is not the embedding."""
+    """From the last block to logits: the last norm, and the head if it is not the embedding.
+
+    Of a model that does not predict, nothing: it gives the last activations.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
         self.scale, self.cap, self.tied = c.logit_scale, c.logit_cap, c.tied_embeddings
-        self.norm = norm(c, rngs=rngs)
-        if not self.tied:
+        self.predicts = c.predicts
+        if self.predicts:
+            self.norm = norm(c, rngs=rngs)
+        if self.predicts and not self.tied:
             self.head = nnx.Linear(c.hidden, c.vocabulary, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*m D"], embed: nnx.Embed) -> Float[Array, "*m V"]:
+        if not self.predicts:
+            return x
         x = self.norm(x)
         y = embed.attend(x) if self.tied else self.head(x)
         if self.scale != 1:

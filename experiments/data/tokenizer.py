@@ -97,7 +97,10 @@ def read_core(path: Path) -> tokenizers.Tokenizer:
             "model's fast tokenizer into the folder."
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        core = tokenizers.Tokenizer.from_file(str(path))
+        core.no_truncation()  # a long text is cut into windows, not cut off
+        core.no_padding()
+        return core
     except Exception as error:  # the library raises nothing narrower
         raise UserError(
             f"{path} is not a tokenizer that the tokenizers library reads ({error}): fetch the "

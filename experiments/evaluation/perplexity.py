@@ -17,9 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from algorithms.walk import unpack_layers
 from experiments import progress
-from experiments.checkpoints.loading import load_blocks, load_stem, load_tail
+from experiments.checkpoints.loading import load_tail
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows, digest
+from experiments.errors import UserError
+from experiments.evaluation.forward import activations
 
 LOGITS = 256  # positions whose logits are held at once
 
@@ -67,32 +69,23 @@ def evaluate(source: Source, windows: Windows, *, chunk: int = 2) -> dict[str, A
 
 def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 2) -> Perplexity:
     """Evaluate a model on held-out windows, `chunk` of them at a time."""
-    stem, positions = load_stem(source), jnp.arange(windows.shape[1])[None]
-    tokens = [jnp.asarray(windows[n : n + chunk]) for n in range(0, len(windows), chunk)]
-    activations = [stem(t, jnp.broadcast_to(positions, t.shape)) for t in tokens]
+    if not source.config.predicts:
+        raise UserError(
+            f"A model of family {source.config.family} predicts no tokens, so that it has no "
+            "perplexity: choose evaluation=similarity."
+        )
     with progress.steps("evaluate", source.config.layers + 1) as step:
-        for block in load_blocks(source):
-            unpack_layers(block)
-            graph, state = nnx.split(block)
-            for n, x in enumerate(activations):
-                activations[n] = _run_block(graph, state, x, positions)
-            jax.block_until_ready(activations[-1])
-            step("")
+        found, embed = activations(source, windows, chunk=chunk, step=step)
         tail = load_tail(source)
         unpack_layers(tail)
-        graph, state = nnx.split(nnx.List([tail, stem.embed]))  # type: ignore[arg-type]
+        graph, state = nnx.split(nnx.List([tail, embed]))
         losses = [
-            _window_losses(graph, state, x, t) for x, t in zip(activations, tokens, strict=True)
+            _window_losses(graph, state, x, jnp.asarray(windows[n * chunk : n * chunk + len(x)]))
+            for n, x in enumerate(found)
         ]
         result = Perplexity(np.concatenate([np.asarray(loss, np.float64) for loss in losses]))
         step("")
     return result
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _run_block(graph, state, x, positions):
-    positions = jnp.broadcast_to(positions, x.shape[:2])
-    return nnx.merge(graph, state)(x, positions)[0]
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -24,6 +24,7 @@ class Family:
     dtype: torch.dtype = torch.float32  # of the stored weights
     shard: str = "1GB"  # largest file
     rewrite: Callable[[dict], dict] = lambda config: config  # of config.json, once saved
+    auto: type = transformers.AutoModelForCausalLM
 
 
 def older(**extra) -> Callable[[dict], dict]:
@@ -349,6 +350,21 @@ def families() -> dict[str, Family]:
             ),
             tokens=(2, 20),
         ),
+        "bert": Family(
+            covers="an encoder: norms behind sums, kinds of tokens, no mask; last activations",
+            config=transformers.BertConfig(
+                vocab_size=61,
+                hidden_size=36,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                intermediate_size=47,
+                max_position_embeddings=30,
+                type_vocab_size=2,
+                layer_norm_eps=1e-3,
+            ),
+            tokens=(2, 27),
+            auto=transformers.AutoModel,
+        ),
     }
 
 
@@ -369,7 +385,7 @@ def shape(*, hidden: int, ffn: int, layers: int, heads: int, kv: int, vocabulary
 
 def save(family: Family, folder: Path, rng: np.random.Generator) -> None:
     """Write config.json, safetensors and expected.npz (tokens, logits) of a random model."""
-    model = transformers.AutoModelForCausalLM.from_config(
+    model = family.auto.from_config(
         family.config, attn_implementation="eager", experts_implementation="eager"
     )
     randomize(model, rng)
@@ -379,7 +395,7 @@ def save(family: Family, folder: Path, rng: np.random.Generator) -> None:
     config = family.rewrite(json.loads(path.read_text()))
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tokens = rng.integers(0, family.config.vocab_size, family.tokens)
-    expected = logits(read(folder), tokens)
+    expected = logits(read(folder, family.auto), tokens)
     difference = abs(expected - logits(cast(model, torch.float32), tokens)).max()
     assert difference < 1e-5, f"{folder.name} reads back differently, by {difference}"
     np.savez_compressed(folder / "expected.npz", tokens=tokens.astype(np.int32), logits=expected)
@@ -392,9 +408,9 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     return model
 
 
-def read(folder: Path) -> torch.nn.Module:
+def read(folder: Path, auto: type) -> torch.nn.Module:
     """The model as transformers finds it on disk, in float32."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    return auto.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",
@@ -404,8 +420,9 @@ def read(folder: Path) -> torch.nn.Module:
 
 @torch.inference_mode()
 def logits(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
-    """Logits [windows, tokens, vocabulary]."""
-    return model.eval()(torch.from_numpy(tokens)).logits.numpy()
+    """Logits [windows, tokens, vocabulary]; of an encoder, its last activations."""
+    found = model.eval()(torch.from_numpy(tokens))
+    return (found.logits if "logits" in found else found.last_hidden_state).numpy()
 
 
 @torch.no_grad()
@@ -413,7 +430,11 @@ def randomize(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Fill every parameter from NumPy's generator, whose draws no processor changes."""
     for name, parameter in model.named_parameters():
         size = tuple(parameter.shape)
-        if len(size) == 1 and ("norm" in name or ".ln_" in name) and name.endswith("weight"):
+        if (
+            len(size) == 1
+            and ("norm" in name.lower() or ".ln_" in name)
+            and name.endswith("weight")
+        ):
             value = rng.uniform(0.5, 1.5, size)
         elif name.endswith("bias"):
             value = 0.3 * rng.standard_normal(size)
