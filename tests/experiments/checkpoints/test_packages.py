@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -131,3 +132,34 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path):
     assert packages.file_digest(file, cache=tmp_path) == "remembered"
     file.write_bytes(b"three")
     assert packages.file_digest(file, cache=tmp_path) == hashlib.sha256(b"three").hexdigest()
+
+
+def zipped(path, **files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_zip_is_unpacked_once(tmp_path):
+    archive = zipped(tmp_path / "model.zip", **{"config.json": "{}", "1_Pooling/config.json": "1"})
+    folder = packages.unpacked(archive)
+    assert (folder / "1_Pooling" / "config.json").read_text() == "1"
+    (folder / "config.json").write_text("changed")
+    assert packages.unpacked(archive) == folder
+    assert (folder / "config.json").read_text() == "changed"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.zip"]
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a\\b"])
+def test_a_zip_that_reaches_outside_is_refused(tmp_path, name):
+    archive = zipped(tmp_path / "model.zip", **{name: "x"})
+    with pytest.raises(UserError, match="outside of it: do not trust it"):
+        packages.unpacked(archive)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+def test_a_damaged_zip(tmp_path):
+    (tmp_path / "model.zip").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match="model.zip is damaged .*delete it to have it fetched"):
+        packages.unpacked(tmp_path / "model.zip")

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from experiments.checkpoints.gguf_tokenizer import read_tokenizer
 from experiments.checkpoints.huggingface import read_tokenizer as read_folder
-from experiments.data.tokenizer import Tokenizer
+from experiments.data.tokenizer import Tokenizer, read_core
 from experiments.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -387,3 +387,12 @@ def test_the_embedded_chat(smollm2):
     )
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
     assert smollm2.decode(ids, special=True) == text + "<|im_start|>assistant\n"
+
+
+def test_a_text_longer_than_the_files_own_limit_is_not_cut_off(tmp_path):
+    core = tokenizers.Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.enable_truncation(3)
+    core.enable_padding(length=8)
+    core.save(str(tmp_path / "tokenizer.json"))
+    assert read_core(tmp_path / "tokenizer.json").encode("a a a a a").ids == [0] * 5

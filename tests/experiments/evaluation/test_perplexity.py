@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.checkpoints.loading import load_model
-from experiments.evaluation.perplexity import Perplexity, _run_block, perplexity
+from experiments.evaluation.forward import _run_block
+from experiments.evaluation.perplexity import Perplexity, perplexity
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
