@@ -93,7 +93,8 @@ class AWQ(Layout):
         self, description: Mapping[str, Any], layers: Collection[str]
     ) -> dict[str, Scheme | None]:
         bits, group = description.get("bits", 4), description.get("group_size", 128)
-        version = str(description.get("version", "gemm")).lower()
+        version = description.get("version") or description.get("format") or "gemm"
+        version = str(version).lower()
         known = description.get("quant_method", "awq") == "awq" and version == "gemm"
         if not known or bits != BITS or type(group) is not int or not (group > 0 or group == -1):
             raise ValueError(

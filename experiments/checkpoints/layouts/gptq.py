@@ -13,6 +13,9 @@ field means), so that asymmetric grids are written as gptq_v2 and symmetric ones
 gptq, which every reader knows. Our GPTQ permutes columns only while it works: what it returns has
 consecutive groups, whatever its activation order.
 
+Layers that differ from the rest are named in `dynamic`, which GPTQModel and vLLM read and
+transformers (5.17) does not.
+
 Facts from ModelCloud/GPTQModel at f4c327a (Apache-2.0): nn_modules/qlinear/__init__.py, torch.py,
 utils/model.py, quantization/config.py. It multiplies in float16, so that its dense weight is ours
 rounded to float16 once; with float32 scales it is ours.
