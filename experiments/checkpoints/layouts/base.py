@@ -20,7 +20,6 @@ class Layout(abc.ABC):
     """One format of linear layers, written and read."""
 
     method: str  # `quant_method` in the quantization_config of a config.json
-    tables: bool = False  # whether an embedding, which no product reads, can be stored so too
 
     @abc.abstractmethod
     def scheme(self, tensor: CompressedTensor) -> Scheme:

@@ -54,7 +54,6 @@ class CompressedTensors(Layout):
     """`quant_method: compressed-tensors`."""
 
     method = "compressed-tensors"
-    tables = True
 
     def scheme(self, tensor: CompressedTensor) -> Scheme:
         return schemes.scheme_of(tensor)

@@ -34,7 +34,7 @@ class QuantizedLayers:
         self._entries, self._folder, self._shapes = entries, folder, shapes
         matrices = [name for name, shape in shapes.items() if len(shape) == 2]
         self._modules = {name: stored_name(name).removesuffix(".weight") for name in matrices}
-        self._schemes: dict[str, Scheme] = {}
+        self.schemes: dict[str, Scheme] = {}
         description = raw.get("quantization_config")
         if description is None:
             return
@@ -47,17 +47,17 @@ class QuantizedLayers:
                 f"{error}."
             ) from error
         found = {name: schemes[module] for name, module in self._modules.items()}
-        self._schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
+        self.schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
         self.tensor = functools.lru_cache(maxsize=1)(self._tensor)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._schemes
+        return name in self.schemes
 
     def _tensor(self, name: str) -> CompressedTensor:
         """A layer's weight as it is stored; raises UserError for one that does not fit."""
         module, shape = self._modules[name], self._shapes[name]
         try:
-            made = self._layout.decode(self._arrays(module), self._schemes[name])
+            made = self._layout.decode(self.arrays(name), self.schemes[name])
             if made.shape != shape:
                 raise ValueError(f"it has shape {made.shape} where config.json says {shape}")
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -67,12 +67,13 @@ class QuantizedLayers:
             ) from error
         return made
 
-    def _arrays(self, module: str) -> dict[str, np.ndarray]:
-        prefix = f"{module}."
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """What the files hold of a layer, by names within it; its bias is no part of that."""
+        prefix = f"{self._modules[name]}."
         return {
-            name.removeprefix(prefix): entry.open()
-            for name, entry in self._entries.items()
-            if name.startswith(prefix) and name != f"{module}.bias"
+            stored.removeprefix(prefix): entry.open()
+            for stored, entry in self._entries.items()
+            if stored.startswith(prefix) and stored != f"{prefix}bias"
         }
 
 
