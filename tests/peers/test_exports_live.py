@@ -19,6 +19,7 @@ from tests.peers.test_live import run
 
 pytestmark = pytest.mark.peers
 BFLOAT16 = ("nvfp4", "mxfp4", "mxfp8")  # what the loader makes of these weights
+LAYERS = goldens.REPOSITORY / "tests" / "golden" / "exports"  # by make_exports.py
 FLOOR = 1e-9  # of a root mean square, so that it can divide
 
 
@@ -123,6 +124,12 @@ def test_what_llmcompressor_wrote_is_read(peers_own, name):
     ours = goldens.forward(load_model(on_weights(source, theirs)), jnp.asarray(theirs["tokens"]))
     difference = rms(ours - theirs["logits"]) / rms(theirs["logits"])
     assert difference < PRESETS[name], difference
+
+
+def test_the_committed_layers_are_what_the_library_makes(python, tmp_path):
+    run(python, "make_exports.py", str(tmp_path))
+    for name in ("layers.safetensors", "schemes.json"):
+        assert (tmp_path / name).read_bytes() == (LAYERS / name).read_bytes(), name
 
 
 def as_loaded(tensor: CompressedTensor, weight: np.ndarray) -> CompressedTensor:
