@@ -22,7 +22,8 @@ from experiments.streaming import Walk
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
-STEPS = ["algorithm", "algorithm/format", "rotation", "scaling", "activations", "correction"]
+STEPS = ["algorithm", "algorithm/format", "rotation", "scaling", "activations", "correction",
+         "export"]  # fmt: skip
 CHOICES = [
     (group, path.stem)
     for group in STEPS
@@ -46,7 +47,8 @@ def test_kernels_is_not_taken_for_the_published_package_of_that_name():
 
 
 def test_every_entry_point_has_its_configuration():
-    assert {"compress", "evaluate", "generate", "benchmark", "reproduce"} == set(ENTRY_POINTS)
+    known = {"compress", "evaluate", "export", "generate", "benchmark", "reproduce"}
+    assert known == set(ENTRY_POINTS)
     for name in ENTRY_POINTS:
         assert (ROOT / "experiments" / f"{name}.py").is_file()
         assert compose(name)

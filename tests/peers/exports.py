@@ -19,6 +19,7 @@ from experiments.checkpoints.planish import part_of
 from experiments.checkpoints.sources import shapes
 from experiments.data.tokenizer import Tokenizer
 from models.decoder import DecoderConfig
+from models.rope import RopeScaling
 from tests.algorithms.integers import rtn
 
 CONFIG = DecoderConfig(
@@ -26,7 +27,13 @@ CONFIG = DecoderConfig(
     context=64, norm_epsilon=1e-5,
 )  # fmt: skip
 WIDE = dataclasses.replace(CONFIG, hidden=160, heads=5, feed_forward=288)
-TIED = dataclasses.replace(CONFIG, tied_embeddings=True, qkv_bias=True)
+QWEN2 = dataclasses.replace(CONFIG, tied_embeddings=True, qkv_bias=True)
+MISTRAL = dataclasses.replace(CONFIG, windows=(5, 5))
+QWEN3 = dataclasses.replace(CONFIG, qk_norm=True, windows=(None, 6), tied_embeddings=True)
+LLAMA3 = dataclasses.replace(
+    CONFIG, qkv_bias=True, output_bias=True, mlp_bias=True,
+    rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_context=32),
+)  # fmt: skip
 TOKEN = formats.integer(bits=8, group_size=None, symmetric=True, scale_dtype="float32")
 TENSOR = Format(
     element=Integer(bits=8, symmetric=True), rows=None, columns=None, scale_dtype="float32"
@@ -82,7 +89,12 @@ CASES: dict[str, Case] = {
     **{f"w{bits}": Case(weights=integer(bits=bits, group_size=32)) for bits in range(2, 9)},
     "w4_symmetric": Case(weights=integer(group_size=16, symmetric=True)),
     "w3_channel": Case(weights=integer(bits=3, group_size=None)),
-    "w4_tied": Case(weights=integer(group_size=32), config=TIED),
+    **{
+        f"w4_{name}": Case(weights=integer(group_size=32), config=config)
+        for name, config in (
+            ("qwen2", QWEN2), ("mistral", MISTRAL), ("qwen3", QWEN3), ("llama3", LLAMA3)
+        )
+    },
     "w8_float32_scales": Case(weights=integer(bits=8, group_size=None, scale_dtype="float32")),
     "w8a8": Case(weights=W8, inputs=TOKEN, tolerance=1e-2, logits=0.1),
     "w8a8_static": Case(weights=W8, inputs=TENSOR, dynamic=False, tolerance=1e-2, logits=0.05),

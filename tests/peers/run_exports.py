@@ -2,8 +2,8 @@
 
 `python run_exports.py FOLDER...`, in the peers' environment: beside each folder goes FOLDER.npz,
 with tokens, logits, each weight as the loader decompresses it, and what each linear layer was given
-and gave ("in:…", "out:…"). Everything runs in float32 on the weights that the loader made, which it
-rounds to bfloat16 for FP4 and MX.
+and gave ("in:…", "out:…"). That is in float32 on the weights that the loader made, which it rounds
+to bfloat16 for FP4 and MX; "plain" are logits as the folder says that it be run.
 """
 
 import json
@@ -30,12 +30,15 @@ def run(folder: Path) -> dict[str, np.ndarray]:
     raw = json.loads((folder / "config.json").read_text())
     if (said := raw.get("quantization_config")) is not None:
         check_schema(said)
+    tokens = np.random.default_rng(1).integers(0, raw["vocab_size"], (2, 17))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    plain = model.eval()(torch.from_numpy(tokens)).logits
+    assert str(plain.dtype) == f"torch.{raw.get('torch_dtype') or raw['dtype']}"
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     if said is not None:
         model.hf_quantizer.compressor.decompress_model(model)
-    tokens = np.random.default_rng(1).integers(0, raw["vocab_size"], (2, 17))
     state = {name: p.float().numpy() for name, p in model.named_parameters()}
     state = {name: x for name, x in state.items() if name.endswith((".weight", ".bias"))}
     torch.nn.Module.float(model)  # its own refuses quantized models
@@ -44,7 +47,8 @@ def run(folder: Path) -> dict[str, np.ndarray]:
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(partial(record, seen, name))
     logits = model.eval()(torch.from_numpy(tokens)).logits.numpy()
-    return {"tokens": tokens.astype(np.int32), "logits": logits, **state, **seen}
+    found = {"tokens": tokens.astype(np.int32), "logits": logits, "plain": plain.float().numpy()}
+    return found | state | seen
 
 
 def record(seen: dict, name: str, _, given: tuple, gave: torch.Tensor) -> None:

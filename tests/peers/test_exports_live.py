@@ -87,6 +87,14 @@ def test_the_model_gives_our_logits(loaded, name):
     assert difference < exports.CASES[name].logits, difference
 
 
+@pytest.mark.parametrize("name", exports.CASES)
+def test_the_folder_runs_as_it_says(loaded, name):
+    """In 16 bits, where more falls between two codes."""
+    theirs, case = loaded[name][2], exports.CASES[name]
+    difference = rms(theirs["plain"] - theirs["logits"]) / rms(theirs["logits"])
+    assert difference < (0.05 if case.inputs is None else 0.2 + 2 * case.logits), difference
+
+
 @pytest.fixture(scope="module")
 def peers_own(python, tmp_path_factory) -> Path:
     """Folders that llm-compressor wrote, each with what transformers makes of it beside it."""

@@ -45,6 +45,10 @@ class Layout(abc.ABC):
         Raises ValueError, one sentence, for a mixture that the format cannot say.
         """
 
+    def dtype(self, schemes: Collection[Scheme]) -> str | None:
+        """The type that a model of such layers must run in, where loaders leave no choice."""
+        return None
+
     @abc.abstractmethod
     def parse(
         self, description: Mapping[str, Any], layers: Collection[str]
