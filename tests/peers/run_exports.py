@@ -26,14 +26,12 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def run(folder: Path) -> dict[str, np.ndarray]:
+def run(folder: Path, *, plain: bool = True) -> dict[str, np.ndarray]:
     raw = json.loads((folder / "config.json").read_text())
     if (said := raw.get("quantization_config")) is not None:
         check_schema(said)
     tokens = np.random.default_rng(1).integers(0, raw["vocab_size"], (2, 17))
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    plain = model.eval()(torch.from_numpy(tokens)).logits
-    assert str(plain.dtype) == f"torch.{raw.get('torch_dtype') or raw['dtype']}"
+    found = {"plain": as_it_says(folder, raw, tokens)} if plain else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
@@ -47,8 +45,15 @@ def run(folder: Path) -> dict[str, np.ndarray]:
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(partial(record, seen, name))
     logits = model.eval()(torch.from_numpy(tokens)).logits.numpy()
-    found = {"tokens": tokens.astype(np.int32), "logits": logits, "plain": plain.float().numpy()}
-    return found | state | seen
+    return found | {"tokens": tokens.astype(np.int32), "logits": logits, **state, **seen}
+
+
+def as_it_says(folder: Path, raw: dict, tokens: np.ndarray) -> np.ndarray:
+    """Logits where nothing but the folder is given."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    logits = model.eval()(torch.from_numpy(tokens)).logits
+    assert logits.dtype == getattr(torch, raw["torch_dtype"])
+    return logits.float().numpy()
 
 
 def record(seen: dict, name: str, _, given: tuple, gave: torch.Tensor) -> None:
