@@ -86,7 +86,7 @@ class Folder(Export):
             raise UserError(str(error)) from error
         for path, form in forms.items():
             try:
-                schemes[path] = None if form is None else self._scheme(config, path, form)
+                schemes[path] = None if form is None else self._scheme(path, form)
             except ValueError as error:
                 raise UserError(f"{path}: {error}") from error
         if self.layout is not None and not config.predicts:
@@ -102,18 +102,14 @@ class Folder(Export):
             except ValueError as error:
                 raise UserError(str(error)) from error
 
-    def _scheme(self, config: DecoderConfig, path: str, form: CompressedTensor) -> Scheme | None:
+    def _scheme(self, path: str, form: CompressedTensor) -> Scheme | None:
         if self.layout is None:
             require_dense(form)
             return None
-        if path == "embed" and config.tied_embeddings:
+        if path == "embed":
             raise ValueError(
-                f"the embedding is the head too, and {self.layout.method} has no table that is "
-                "both when it is compressed: take the rule for it out."
-            )
-        if path == "embed" and not self.layout.tables:
-            raise ValueError(
-                f"{self.layout.method} keeps embeddings dense: take the rule for it out."
+                f"a compressed embedding is nothing that loaders of {self.layout.method} read: "
+                "take the rule for it out."
             )
         return self.layout.scheme(_single(form))
 

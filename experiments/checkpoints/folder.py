@@ -165,12 +165,13 @@ class FolderWriter:
         if config.tied_embeddings:
             schemes[self._family.top["head"]] = None
         entries = {p: shards.read_header(self._path(p)) for p in self._order}
-        dtype = self._dense_dtype(entries)
+        compressed = [scheme for scheme in schemes.values() if scheme is not None]
+        layout = self._layout if compressed else None
+        dtype = layout and layout.dtype(compressed) or self._dense_dtype(entries)
         raw = self._family.write(config) | {"torch_dtype": dtype} | _special_ids(tokenizer)
-        compressed = any(scheme is not None for scheme in schemes.values())
-        if self._layout is not None and compressed:
-            raw["quantization_config"] = self._layout.describe(schemes)
-        method = self._layout.method if self._layout is not None and compressed else None
+        if layout is not None:
+            raw["quantization_config"] = layout.describe(schemes)
+        method = None if layout is None else layout.method
         with _writing(self.folder):
             self._json("config.json", raw)
             self._json(shards.INDEX, _index(entries))

@@ -80,7 +80,8 @@ def _loading(method: str | None, dtype: str) -> str:
     return (
         f"```python\n# pip install torch {needs}\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("PATH")  # as stored: {dtype}\n'
+        f'model = AutoModelForCausalLM.from_pretrained("PATH")  # in {dtype}\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```\n\n'
+        f"What was measured was computed in float32; in {dtype}, scales and sums are rounded too.\n"
         "In planish: `python -m experiments.evaluate checkpoint=PATH`."
     )

@@ -20,7 +20,6 @@ class Layout(abc.ABC):
     """One format of linear layers, written and read."""
 
     method: str  # `quant_method` in the quantization_config of a config.json
-    tables: bool = False  # whether an embedding, which no product reads, can be stored so too
 
     @abc.abstractmethod
     def scheme(self, tensor: CompressedTensor) -> Scheme:
@@ -45,6 +44,10 @@ class Layout(abc.ABC):
 
         Raises ValueError, one sentence, for a mixture that the format cannot say.
         """
+
+    def dtype(self, schemes: Collection[Scheme]) -> str | None:
+        """The type that a model of such layers must run in, where loaders leave no choice."""
+        return None
 
     @abc.abstractmethod
     def parse(

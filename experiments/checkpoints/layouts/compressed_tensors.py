@@ -48,13 +48,14 @@ FORMATS = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
     "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized",
 )  # fmt: skip
+# Weights of these become bfloat16 when the library unpacks them, whatever the model runs in.
+UNPACKED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
 
 
 class CompressedTensors(Layout):
     """`quant_method: compressed-tensors`."""
 
     method = "compressed-tensors"
-    tables = True
 
     def scheme(self, tensor: CompressedTensor) -> Scheme:
         return schemes.scheme_of(tensor)
@@ -106,6 +107,9 @@ class CompressedTensors(Layout):
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
+
+    def dtype(self, schemes: Collection[Scheme]) -> str | None:
+        return "bfloat16" if any(s["format"] in UNPACKED for s in schemes) else None
 
     def parse(
         self, description: Mapping[str, Any], layers: Collection[str]

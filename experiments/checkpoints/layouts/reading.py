@@ -38,7 +38,7 @@ class QuantizedLayers:
         Raises UserError for a description that is not read. A model that is not quantized has none.
         """
         self._entries, self._folder, self._places = entries, folder, places
-        self._schemes: dict[str, Scheme] = {}  # by module
+        self.schemes: dict[str, Scheme] = {}  # by module
         description = raw.get("quantization_config")
         if description is None:
             return
@@ -52,7 +52,7 @@ class QuantizedLayers:
                 f"{folder / 'config.json'} has a quantization_config that planish does not read: "
                 f"{error}."
             ) from error
-        self._schemes = {
+        self.schemes = {
             module: s for module, s in schemes.items() if s is not None and not self._dense(module)
         }
         self._decoded = functools.lru_cache(maxsize=1)(self._decode)
@@ -65,7 +65,7 @@ class QuantizedLayers:
 
     def __contains__(self, name: str) -> bool:
         return len(self._places[name][0].shape) == 2 and any(
-            _module(place) in self._schemes for place in self._places[name]
+            _module(place) in self.schemes for place in self._places[name]
         )
 
     def _tensor(self, name: str) -> CompressedTensor:
@@ -91,7 +91,7 @@ class QuantizedLayers:
 
     def _decode(self, module: str, shape: tuple[int, ...]) -> CompressedTensor:
         try:
-            made = self._layout.decode(self._arrays(module), self._schemes[module])
+            made = self._layout.decode(self.arrays(module), self.schemes[module])
             if made.shape != shape:
                 raise ValueError(f"it has shape {made.shape} where config.json says {shape}")
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -101,12 +101,13 @@ class QuantizedLayers:
             ) from error
         return made
 
-    def _arrays(self, module: str) -> dict[str, np.ndarray]:
+    def arrays(self, module: str) -> dict[str, np.ndarray]:
+        """What the files hold of a layer, by names within it; its bias is no part of that."""
         prefix = f"{module}."
         return {
-            name.removeprefix(prefix): entry.open()
-            for name, entry in self._entries.items()
-            if name.startswith(prefix) and name != f"{module}.bias"
+            stored.removeprefix(prefix): entry.open()
+            for stored, entry in self._entries.items()
+            if stored.startswith(prefix) and stored != f"{prefix}bias"
         }
 
 

@@ -34,15 +34,21 @@ def scheme_of(tensor: CompressedTensor) -> dict[str, Any]:
     if isinstance(tensor, QuantizedInput):
         inputs, tensor = _inputs(tensor), tensor.weight
     if not isinstance(tensor, QuantizedTensor):
-        raise ValueError(
-            f"compressed-tensors has no place for {NO_PLACE.get(type(tensor), type(tensor))}."
-        )
+        raise ValueError(f"compressed-tensors has no place for {_reason(tensor)}.")
     weights = _weights(tensor)
     return {
         "format": _format(weights, inputs is not None),
         "weights": weights,
         "input_activations": inputs,
     }
+
+
+def _reason(tensor: CompressedTensor) -> str:
+    """What there is no place for; of a rotation around it, what is within."""
+    if isinstance(tensor, tensors.RotatedTensor) and type(tensor.weight) in NO_PLACE:
+        return _reason(tensor.weight)
+    name = type(tensor).__name__
+    return NO_PLACE.get(type(tensor), f"a {name}; choose a method that rounds to a format")
 
 
 def element_of(args: Args, *, zero: bool = False) -> Element:

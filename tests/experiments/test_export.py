@@ -1,0 +1,238 @@
+"""Exports along with a checkpoint, of a finished run and of a checkpoint: the same bytes."""
+
+import os
+import time
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from algorithms.tensors import CompressedTensor
+from experiments import compress, evaluate, export
+from experiments.checkpoints.folder import FolderWriter
+from experiments.checkpoints.sources import open_source
+from experiments.configuration import CONF
+from experiments.errors import UserError
+from experiments.runs import run as runs
+from experiments.runs.identity import identity
+from tests.experiments import tiny
+from tests.experiments.test_resume import process
+
+RTN = ["algorithm=rtn", "algorithm.format.group_size=32"]
+GPTQ = ["algorithm=gptq", "algorithm.format.group_size=32", "activations=int8_token",
+        "rules=[{match: '.*attention.o', algorithm: null}]"]  # fmt: skip
+BESIDE = "export=compressed_tensors"
+PLACE = Path("export") / "compressed_tensors"
+
+
+def exported(checkpoint, out, *more):
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        config = hydra.compose("export", [f"checkpoint={checkpoint}", f"out={out}", *more])
+    return export.run(config)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of each recipe that was exported along, by its settings."""
+    folder, found = tmp_path_factory.mktemp("finished"), {}
+
+    def run(*settings):
+        if settings not in found:
+            found[settings] = compress.run(tiny.config(folder, *settings, BESIDE))
+        return found[settings]
+
+    return run
+
+
+@pytest.mark.parametrize("settings", [RTN, GPTQ])
+def test_it_holds_what_the_checkpoint_holds(finished, settings):
+    done = finished(*settings)
+    source, checkpoint = open_source(done.folder / PLACE), open_source(done.checkpoint)
+    assert source.config == checkpoint.config
+    compressed = 0
+    for name in checkpoint.names():
+        found, expected = source.tensor(name), checkpoint.tensor(name)
+        assert type(found) is type(expected) or not isinstance(expected, CompressedTensor)
+        np.testing.assert_array_equal(source.read(name), checkpoint.read(name))
+        compressed += isinstance(found, CompressedTensor)
+    assert compressed == (14 if settings is RTN else 12)
+
+
+@pytest.mark.parametrize("settings", [RTN, GPTQ])
+def test_it_is_the_same_made_of_the_finished_run(finished, tmp_path, settings):
+    done = finished(*settings)
+    out = exported(done.folder, tmp_path / "out")
+    assert tiny.files(out) == tiny.files(done.folder / PLACE)
+    assert not list(tmp_path.glob("*.partial"))
+    card = (out / "README.md").read_text()
+    assert f"Perplexity {done.record['metrics']['perplexity']['value']:.3f}" in card
+    assert done.record["identity"] in card and done.record["model"]["digest"] in card
+
+
+def test_it_evaluates_as_the_checkpoint_does(finished, config):
+    done = finished(*GPTQ)
+    again = evaluate.run(config(f"model.path={done.folder / PLACE}", name="evaluate"))
+    found, expected = (r["metrics"]["perplexity"]["value"] for r in (again.record, done.record))
+    assert found == expected
+
+
+def test_it_is_added_to_a_finished_run(finished, config):
+    plain = compress.run(config(*RTN))
+    assert not (plain.folder / "export").exists()
+    again = compress.run(config(*RTN, BESIDE))
+    assert again.folder == plain.folder
+    assert tiny.files(again.folder / PLACE) == tiny.files(finished(*RTN).folder / PLACE)
+    before = (again.folder / PLACE / "config.json").stat().st_mtime_ns
+    compress.run(config(*RTN, BESIDE))
+    assert (again.folder / PLACE / "config.json").stat().st_mtime_ns == before
+    dense = compress.run(config(*RTN, "export=safetensors")).folder / "export"
+    assert {path.name for path in dense.iterdir()} == {"compressed_tensors", "safetensors_float16"}
+
+
+def test_it_leaves_the_run_what_it_is(config):
+    plain, more = (compress.resolved(config(*RTN, *m)) for m in ([], [BESIDE]))
+    before = {key: value for key, value in plain.items() if key != "export"}  # as it was recorded
+    found = {identity("compress", c) for c in (plain, more, before)}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "part, when", [("blocks.1", "before"), ("blocks.1", "after"), ("norm", "before")]
+)
+def test_an_interrupted_run_ends_with_the_same_bytes(config, finished, monkeypatch, part, when):
+    original = FolderWriter.write
+
+    def write(self, name, tensors):
+        if when == "after" or name != part:
+            original(self, name, tensors)
+        if name == part:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FolderWriter, "write", write)
+        compress.run(config(*GPTQ, BESIDE))
+    done = compress.run(config(*GPTQ, BESIDE))
+    assert tiny.files(done.folder / PLACE) == tiny.files(finished(*GPTQ).folder / PLACE)
+    assert tiny.files(done.checkpoint) == tiny.files(finished(*GPTQ).checkpoint)
+    assert not list(done.folder.rglob("*.partial"))
+
+
+def test_a_part_of_an_interrupted_export_that_was_damaged(config, finished, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FolderWriter, "finish", interrupt)
+        compress.run(config(*GPTQ, BESIDE))
+    at = runs.place("compress", compress.resolved(config(*GPTQ, BESIDE)))
+    (path,) = at.folder.glob("export/*.partial/model-00002-*")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    done = compress.run(config(*GPTQ, BESIDE))
+    assert tiny.files(done.folder / PLACE) == tiny.files(finished(*GPTQ).folder / PLACE)
+    assert "blocks.0 of the export was damaged" in done.record["warnings"][0]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_killed_process_loses_nothing(tmp_path, config, finished):
+    """First once a part is written, then wherever it is."""
+    running = process(tmp_path, *GPTQ, BESIDE)
+    while not any(tmp_path.glob("runs/compress/*/*/export/*.partial/model-00002-*")):
+        assert running.poll() is None
+        time.sleep(0.001)
+    running.kill()
+    running.communicate()
+    for seconds in (0.5, 3.0):
+        running = process(tmp_path, *GPTQ, BESIDE)
+        time.sleep(seconds)
+        running.kill()
+        running.communicate()
+    done = compress.run(config(*GPTQ, BESIDE))
+    assert tiny.files(done.folder / PLACE) == tiny.files(finished(*GPTQ).folder / PLACE)
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        (["correction=lqer", "correction.rank=2"], "blocks.0.*: .*no place for a low-rank sum"),
+        (["rotation=quarot"], "no place for a rotation while the model runs"),
+        (["algorithm.format.zero_dtype=float16"], "zero_dtype=uint8"),
+        (["activations=nvfp4"], "activations=nvfp4_static"),
+        (
+            ["rules=[{match: embed, algorithm: {format: {group_size: 32}}}]"],
+            "embed: a compressed embedding is nothing that loaders",
+        ),
+        (["export=safetensors", "activations=int8_token"], "a dense weight does not round"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused_before_anything_is_computed(
+    config, tmp_path, monkeypatch, settings, sentence
+):
+    monkeypatch.setattr(compress.streaming, "compress_model", interrupt)
+    with pytest.raises(UserError, match=sentence) as caught:
+        compress.run(config(*RTN, BESIDE, *settings))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_algorithm_without_a_format_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="no place for points of a lattice"):
+        compress.run(config("algorithm=quip_sharp", "algorithm.bits=2", BESIDE))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_head_of_its_own_bits_is_exported(config):
+    rule = "rules=[{match: head, algorithm: {format: {bits: 8}}}]"
+    done = compress.run(config(*RTN, BESIDE, rule))
+    source = open_source(done.folder / PLACE)
+    assert source.tensor("head.weight").bits == 8
+    assert source.tensor("blocks.0.mlp.up.weight").bits == 4
+
+
+def test_what_a_checkpoint_holds_is_refused_too(config, tmp_path):
+    done = compress.run(config(*RTN, "correction=lqer", "correction.rank=2"))
+    with pytest.raises(UserError, match="no place for a low-rank sum"):
+        exported(done.folder, tmp_path / "out")
+    out = exported(done.folder, tmp_path / "out", "format=safetensors", "format.dtype=float32")
+    source, checkpoint = open_source(out), open_source(done.checkpoint)
+    for name in checkpoint.names():
+        np.testing.assert_array_equal(source.read(name), checkpoint.read(name))
+
+
+def test_a_path_without_a_checkpoint_is_refused(tmp_path, finished):
+    with pytest.raises(UserError, match="There is no checkpoint that planish wrote at"):
+        exported(tmp_path, tmp_path / "out")
+    done = finished(*RTN)
+    with pytest.raises(UserError, match="exists already: choose another output folder"):
+        exported(done.folder, tmp_path)
+    assert exported(done.folder.parent, tmp_path / "out")  # of its one seed
+
+
+def test_a_dtype_that_there_is_not_is_refused(finished, tmp_path):
+    with pytest.raises(UserError, match="dtype='int8' must be one of float16, bfloat16, float32"):
+        exported(finished(*RTN).folder, tmp_path / "out", "format=safetensors", "format.dtype=int8")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in Path(CONF, "format").glob("*.yaml")))
+def test_a_format_is_what_is_exported_along(name):
+    """conf/format and conf/export have the same choices, none aside."""
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        alone = hydra.compose("export", [f"format={name}", "checkpoint=x", "out=y"]).format
+        along = hydra.compose("compress", [f"export={name}"]).export
+    assert OmegaConf.to_container(alone) == OmegaConf.to_container(along)
+    assert {p.stem for p in Path(CONF, "export").glob("*.yaml")} == {
+        "none", *(p.stem for p in Path(CONF, "format").glob("*.yaml")),
+    }  # fmt: skip
+
+
+def test_the_command_says_where_it_wrote(finished, tmp_path):
+    done = tiny.command(
+        "experiments.export", f"checkpoint={finished(*RTN).folder}", f"out={tmp_path / 'out'}",
+        cwd=tmp_path, COLUMNS="200",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"export: {tmp_path / 'out'}" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["out"]
