@@ -4,6 +4,7 @@
     gptq                 the same, as GPTQModel and AutoGPTQ have them
     awq                  the same, as AutoAWQ has them
     safetensors          a Hugging Face folder, every weight dense
+    gguf                 one file, for llama.cpp
 
 A format of your own is an `Export`: what it refuses, and a writer that is given the parts of a
 checkpoint as they are finished.
@@ -20,8 +21,11 @@ import jax
 import jax.numpy as jnp
 
 from algorithms.tensors import CompressedTensor, ExpertsTensor
+from experiments.checkpoints import gguf_metadata
 from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.folder import FolderWriter, layers, require_dense
+from experiments.checkpoints.gguf_writer import GGUFWriter
+from experiments.checkpoints.layouts import gguf_blocks
 from experiments.checkpoints.layouts.awq import AWQ
 from experiments.checkpoints.layouts.base import Layout, Scheme
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
@@ -149,6 +153,42 @@ def _require_places(config: DecoderConfig, forms: Forms) -> None:
 
 def _parameters(config: DecoderConfig) -> int:
     return sum(map(math.prod, shapes(config).values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class GGUF(Export):
+    """One file, as llama.cpp has it."""
+
+    fallback: str | None = None
+    name: str = "model.gguf"
+
+    def require(self, config: DecoderConfig, forms: Forms) -> None:
+        gguf_metadata.architecture(config)
+        for path, form in forms.items():
+            try:
+                _ = form and gguf_blocks.kind_of(form, self.fallback)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from error
+
+    def writer(
+        self, place: Path, config: DecoderConfig, *, origin: str, check: Callable[[], None]
+    ) -> GGUFWriter:
+        return GGUFWriter(place, config, fallback=self.fallback, origin=origin, check=check)
+
+    def disk(self, config: DecoderConfig, forms: Forms, checkpoint: int) -> int:
+        """Parts, then the file of them, before the parts go."""
+        dense = sum(math.prod(form.shape) for form in forms.values() if form is not None)
+        wide = {None: 0, "f16": 2, "f32": 4}[self.fallback]
+        return 2 * (checkpoint + wide * dense)
+
+
+def gguf(*, fallback: str | None = None) -> Export:
+    """A file that llama.cpp loads. fallback: f16 or f32, how to store, dequantized, what none of
+    its blocks holds exactly; null refuses it.
+    """
+    if fallback not in (None, *gguf_blocks.FALLBACKS):
+        raise ValueError(f"fallback={fallback!r} must be f16, f32 or null for none.")
+    return GGUF(fallback)
 
 
 def compressed_tensors() -> Export:

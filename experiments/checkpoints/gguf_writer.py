@@ -29,10 +29,11 @@ from experiments.checkpoints.layouts import gguf_blocks
 from experiments.checkpoints.planish import Tensor, free_space
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from experiments.files import sync
+from experiments.files import sync, write_whole
 from models.config import DecoderConfig
 
 Type = gguf.GGMLQuantizationType
+ORIGIN = ".origin.json"  # in a partial folder: what it is of
 Infos = list[tuple[str, tuple[int, ...], int, Type]]  # name, shape, bytes, type
 
 
@@ -49,12 +50,14 @@ class GGUFWriter:
         config: DecoderConfig,
         *,
         fallback: str | None = None,
+        origin: str = "",
         check: Callable[[], None] = lambda: None,
     ):
         """fallback: f16 or f32, how tensors are stored, dequantized, that no block holds exactly.
 
-        check: called before anything is put in place; it raises if that must not happen. Raises
-        UserError if the file exists, or cannot say what the model computes.
+        origin: what identifies the tensors; a partial file of others is begun anew. check: called
+        before anything is put in place; it raises if that must not happen. Raises UserError if the
+        file exists, or cannot say what the model computes.
         """
         if path.exists():
             raise UserError(f"{path} exists already: choose another output file.")
@@ -67,9 +70,16 @@ class GGUFWriter:
         self.parts: dict[str, gguf_parts.PartNote] = {}
         self.damaged: list[str] = []
         with _writing(path):
-            (self.partial / "parts").mkdir(parents=True, exist_ok=True)
+            self._begin(json.dumps({"origin": origin, "fallback": fallback}))
             for part in sorted((self.partial / "parts").iterdir()):
                 self._take_stock(part)
+
+    def _begin(self, said: str) -> None:
+        mark = self.partial / ORIGIN
+        if self.partial.is_dir() and not (mark.is_file() and mark.read_text() == said):
+            shutil.rmtree(self.partial)
+        (self.partial / "parts").mkdir(parents=True, exist_ok=True)
+        write_whole(mark, said)
 
     def _take_stock(self, path: Path) -> None:
         try:

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 
 from algorithms.tensors import CompressedTensor
 from experiments import compress, evaluate, export
+from experiments.checkpoints import exports
 from experiments.checkpoints.folder import FolderWriter
+from experiments.checkpoints.planish import Checkpoint
 from experiments.checkpoints.sources import open_source
 from experiments.configuration import CONF
 from experiments.errors import UserError
@@ -236,3 +238,49 @@ def test_the_command_says_where_it_wrote(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"export: {tmp_path / 'out'}" in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["out"]
+
+
+def test_a_gguf_file_is_written_along_and_of_a_finished_run(config, tmp_path):
+    grid = ["algorithm=rtn", "bits=4", "algorithm.format.group_size=32"]
+    done = compress.run(config(*grid, "export=gguf"))
+    path = done.folder / "export" / "model.gguf"
+    again = exported(done.checkpoint, tmp_path / "again.gguf", "format=gguf")
+    assert again.read_bytes() == path.read_bytes()
+    source, checkpoint = open_source(path), open_source(done.checkpoint)
+    for name in checkpoint.names():
+        np.testing.assert_array_equal(source.read(name), checkpoint.read(name))
+
+
+def test_a_partial_gguf_file_of_something_else_is_begun_anew(config, tmp_path):
+    grid = ["algorithm=rtn", "algorithm.format.group_size=32", "algorithm.format.symmetric=true",
+            "export=gguf"]  # fmt: skip
+    one, two = (compress.run(config(*grid, f"bits={bits}")) for bits in (4, 8))
+    out = tmp_path / "out.gguf"
+    writer = exports.gguf().writer(out, tiny.CONFIG, origin="another", check=lambda: None)
+    checkpoint = Checkpoint(one.checkpoint)
+    writer.write("embed", {"embed.weight": checkpoint.tensor("embed.weight")})
+    written = exported(two.checkpoint, out, "format=gguf")
+    assert written.read_bytes() == (two.folder / "export" / "model.gguf").read_bytes()
+    assert not list(tmp_path.glob("out.gguf.partial"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["algorithm.format.group_size=16", "bits=4"], "GGUF's blocks cannot hold .*fallback=f16"),
+        (["algorithm.format.group_size=32", "activations=int8_token"], "changes its input as it"),
+        (["algorithm.format.group_size=32", "export.fallback=q4"], "fallback='q4' must be f16"),
+    ],
+)
+def test_what_gguf_does_not_hold_is_refused(overrides, sentence, config):
+    with pytest.raises(UserError, match=sentence):
+        compress.run(config("algorithm=rtn", "export=gguf", *overrides))
+
+
+def test_what_no_block_holds_is_stored_dense_if_asked_for(config):
+    done = compress.run(config("algorithm=rtn", "algorithm.format.group_size=16", "export=gguf",
+                               "export.fallback=f32"))  # fmt: skip
+    source, checkpoint = (open_source(p) for p in (done.folder / "export" / "model.gguf",
+                                                   done.checkpoint))  # fmt: skip
+    name = "blocks.0.mlp.up.weight"
+    np.testing.assert_array_equal(source.read(name), checkpoint.read(name))

@@ -78,7 +78,8 @@ def test_a_layer_gives_what_ours_gives(loaded, name):
         assert difference < exports.CASES[name].tolerance, (ours, difference)
         if isinstance(tensor, QuantizedInput):  # which the check would notice if it were not there
             missing = rms(tensor.weight.matmul(given) - gave) / rms(gave)
-            assert missing > max(5e-3, difference), (ours, missing)
+            nearest = 0.0 if name.startswith("mx") else difference  # whose scales are other ones
+            assert missing > max(5e-3, nearest), (ours, missing)
 
 
 @pytest.mark.parametrize("name", exports.CASES)
