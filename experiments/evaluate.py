@@ -50,7 +50,8 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
 
 def _size(source: Source) -> dict[str, Any]:
     if not isinstance(source, Checkpoint):
-        return {"bytes_on_disk": bytes_on_disk(Path(source.location))}
+        found = {"stored_as": source.stored_as} if source.stored_as else {}
+        return {"bytes_on_disk": bytes_on_disk(Path(source.location)), **found}
     return {
         "recipe": source.description["recipe"],
         "footprint": footprint(source.description["tensors"])._asdict(),

@@ -35,7 +35,7 @@ def find(path: Path) -> Path:
         return found[0]
     what = f"{len(found)} checkpoints" if found else "no checkpoint that planish wrote"
     raise UserError(
-        f"There is {what} at {path}: name the folder that holds {DESCRIPTION}, or a run's folder."
+        f"{path} holds {what}: name the folder that holds {DESCRIPTION}, or a run's folder."
     )
 
 

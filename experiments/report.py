@@ -34,7 +34,7 @@ def label(record: Record) -> str:
     words = [step_label(step) for step in steps if "rule" not in step]
     if rules := len(steps) - len(words):
         words.append(f"{rules} rule{'s' if rules > 1 else ''}")
-    return " + ".join(words) or "float"
+    return " + ".join(words) or record.get("stored_as") or "float"
 
 
 def labels(records: Sequence[Record]) -> list[str]:

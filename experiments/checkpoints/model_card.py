@@ -83,5 +83,5 @@ def _loading(method: str | None, dtype: str) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("PATH")  # in {dtype}\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```\n\n'
         f"What was measured was computed in float32; in {dtype}, scales and sums are rounded too.\n"
-        "In planish: `python -m experiments.evaluate checkpoint=PATH`."
+        "In planish: `python -m experiments.evaluate model=local model.path=PATH`."
     )

@@ -34,6 +34,7 @@ class Source(abc.ABC):
 
     config: DecoderConfig
     location: str  # where it lies, for messages and records
+    stored_as: str | None = None  # the format of layers that somebody quantized
 
     @abc.abstractmethod
     def names(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from experiments.checkpoints.planish import Checkpoint
 from experiments.checkpoints.sources import open_source
 from experiments.configuration import CONF
 from experiments.errors import UserError
+from experiments.report import label
 from experiments.runs import run as runs
 from experiments.runs.identity import identity
 from tests.experiments import tiny
@@ -78,6 +79,12 @@ def test_it_evaluates_as_the_checkpoint_does(finished, config):
     again = evaluate.run(config(f"model.path={done.folder / PLACE}", name="evaluate"))
     found, expected = (r["metrics"]["perplexity"]["value"] for r in (again.record, done.record))
     assert found == expected
+
+
+def test_a_folder_of_quantized_layers_is_not_called_float(finished, config):
+    folder = finished(*RTN).folder / PLACE
+    record = evaluate.run(config("model=local", f"model.path={folder}", name="evaluate")).record
+    assert label(record) == "compressed-tensors"
 
 
 def test_it_is_added_to_a_finished_run(finished, config):
@@ -205,7 +212,7 @@ def test_what_a_checkpoint_holds_is_refused_too(config, tmp_path):
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path, finished):
-    with pytest.raises(UserError, match="There is no checkpoint that planish wrote at"):
+    with pytest.raises(UserError, match="holds no checkpoint that planish wrote: name"):
         exported(tmp_path, tmp_path / "out")
     done = finished(*RTN)
     with pytest.raises(UserError, match="exists already: choose another output folder"):

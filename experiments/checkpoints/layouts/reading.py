@@ -40,6 +40,7 @@ class QuantizedLayers:
         self._entries, self._folder, self._places = entries, folder, places
         self.schemes: dict[str, Scheme] = {}  # by module
         description = raw.get("quantization_config")
+        self.method = None if description is None else str(description["quant_method"])
         if description is None:
             return
         self._layout = LAYOUTS[description["quant_method"]]()
