@@ -102,7 +102,13 @@ class AWQ(Layout):
                 f"group_size={group!r} is not read: gemm with 4 bits and a positive group_size or "
                 "-1 is."
             )
-        dense = [HEAD, *(description.get("modules_to_not_convert") or [])]
+        listed = description.get("modules_to_not_convert") or []
+        if not isinstance(listed, list):
+            raise ValueError(
+                f"modules_to_not_convert={listed!r} of the quantization_config is no list: fetch "
+                "the model again."
+            )
+        dense = [HEAD, *map(str, listed)]
         scheme = {"bits": BITS, "group_size": group}
         return {n: None if any(part in n for part in dense) else scheme for n in layers}
 

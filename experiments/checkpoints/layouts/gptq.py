@@ -22,6 +22,7 @@ rounded to float16 once; with float32 scales it is ours.
 """
 
 import collections
+import functools
 import json
 import math
 import re
@@ -186,8 +187,8 @@ def _setting(scheme: Scheme, group: int) -> dict[str, Any]:
 
 
 def _scheme_of(name: str, description: Mapping[str, Any], stored: str) -> Scheme | None:
-    inside = description.get("modules_in_block_to_quantize")  # transformers': lists of endings
-    if inside is not None and not any(name.endswith(end) for end in np.ravel(inside).tolist()):
+    inside = description.get("modules_in_block_to_quantize")
+    if inside is not None and not name.endswith(_endings(inside)):
         return None
     if name == HEAD and not description.get("lm_head"):
         return None
@@ -204,22 +205,51 @@ def _scheme_of(name: str, description: Mapping[str, Any], stored: str) -> Scheme
     return {**found, "sym": bool(found["sym"]), "checkpoint_format": stored}
 
 
-def _override(name: str, dynamic: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _endings(inside: Any) -> tuple[str, ...]:
+    """Of the layers that are compressed, as transformers has it: lists of lists of names."""
+    if not isinstance(inside, list):
+        raise ValueError(
+            f"modules_in_block_to_quantize={inside!r} of the quantization_config is no list: fetch "
+            "the model again."
+        )
+    lists = [part if isinstance(part, list) else [part] for part in inside]
+    return tuple(str(end) for part in lists for end in part)
+
+
+def _override(name: str, dynamic: Any) -> Mapping[str, Any] | None:
     """What the first matching pattern says of a layer; None: it stays dense.
 
     Patterns that exclude come first, as in the official reader.
     """
+    if not isinstance(dynamic, Mapping) or not all(
+        isinstance(x, Mapping) for x in dynamic.values()
+    ):
+        raise ValueError(
+            "`dynamic` of the quantization_config is no table of patterns and settings: fetch the "
+            "model again."
+        )
     ordered = sorted(dynamic.items(), key=lambda item: not item[0].startswith("-"))
     for pattern, setting in ordered:
         bare = pattern[2:] if pattern[:2] in ("-:", "+:") else pattern
-        try:
-            if re.match(bare, name):
-                return None if pattern.startswith("-:") else setting
-        except re.error as error:
-            raise ValueError(
-                f"{pattern!r} in `dynamic` of the quantization_config is no pattern: {error}."
-            ) from error
+        if _compiled(bare).match(name):
+            return None if pattern.startswith("-:") else setting
     return {}
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern that is matched in reasonable time, whoever wrote it."""
+    bare = re.sub(r"\\.", "_", pattern)
+    tame = len(re.findall(r"[*+{]", bare)) <= 4 and not re.search(r"[)][*+?{]|[(][?][^:]", bare)
+    try:
+        if tame:
+            return re.compile(pattern)
+        error: object = "it repeats too much"
+    except (re.error, OverflowError, RecursionError) as caught:
+        error = caught
+    raise ValueError(
+        f"{pattern!r} in `dynamic` of the quantization_config is no pattern that is read: {error}."
+    )
 
 
 def _require_shapes(arrays: Arrays, scheme: Scheme) -> tuple[int, int]:

@@ -86,6 +86,7 @@ def test_names_are_excluded_by_their_parts():
         ({"group_size": "32"}, "group_size='32' is not read"),
         ({"group_size": 0}, "group_size=0"),
         ({"quant_method": "gptq"}, "is not read"),
+        ({"modules_to_not_convert": "mlp"}, "modules_to_not_convert='mlp' .* is no list"),
     ],
 )
 def test_settings_that_are_not_read(changes, sentence):

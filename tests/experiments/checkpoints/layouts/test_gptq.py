@@ -165,7 +165,9 @@ def test_settings_of_others():
     some = base | {"modules_in_block_to_quantize": [["self_attn.q_proj"], ["mlp.up_proj"]]}
     parsed = GPTQ().parse(some, ["model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"])
     assert [s is None for s in parsed.values()] == [False, True]
-    ordered = base | {"dynamic": {".*up.*": {"bits": 8}, "-:.*layers.1.*": {}}, "lm_head": True}
+    ordered = base | {
+        "dynamic": {r".*(?:up|down).*": {"bits": 8}, r"-:.*layers\.1\..*": {}}, "lm_head": True,
+    }  # fmt: skip
     parsed = GPTQ().parse(ordered, ["layers.0.up", "layers.1.up", "lm_head"])
     assert [s and s["bits"] for s in parsed.values()] == [8, None, 4]
 
@@ -181,6 +183,11 @@ def test_settings_of_others():
         ({"group_size": 0}, "group_size=0"),
         ({"group_size": None}, "group_size=None"),
         ({"dynamic": {"(": {}}}, "'\\(' in `dynamic` .* is no pattern"),
+        ({"dynamic": {"(a+)+$": {}}}, "is no pattern that is read: it repeats too much"),
+        ({"dynamic": {".*.*.*.*.*x": {}}}, "it repeats too much"),
+        ({"modules_in_block_to_quantize": 5}, "modules_in_block_to_quantize=5 .* is no list"),
+        ({"dynamic": ["a"]}, "`dynamic` .* is no table of patterns"),
+        ({"dynamic": {"a": 4}}, "`dynamic` .* is no table of patterns"),
     ],
 )
 def test_settings_that_are_not_read(changes, sentence):
