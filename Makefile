@@ -1,7 +1,7 @@
 # make quickstart   the main job on a real model
 # make test         all tests
 # make lint         ruff, mypy, import contracts
-# make test-peers   the oracles, live, in an environment of their own
+# make test-peers   the oracles, live, in environments of their own
 # make bench        speed against the peers, and memory against depth
 # Each from nothing.
 PYTHON ?= python3
@@ -43,11 +43,32 @@ $(PEERS): tests/peers/requirements.txt
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-test-peers: $(INSTALLED) $(PEERS)
-	PLANISH_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python -m pytest tests/peers
+# GPTQModel and AutoAWQ, for their packing alone: what they ask for beside is not installed.
+LAYOUTS := .venv-peers/.layouts
+$(LAYOUTS): tests/peers/requirements-layouts.txt $(PEERS)
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77'
+	BUILD_CUDA_EXT=0 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation -r $<
+	@touch $@
+
+# llama.cpp, built from source: about ten minutes on two cores.
+LLAMACPP := .venv-llamacpp/.installed
+LEFT_OUT := LLAVA_BUILD LLAMA_BUILD_TOOLS LLAMA_BUILD_EXAMPLES LLAMA_BUILD_TESTS LLAMA_BUILD_SERVER \
+  LLAMA_CURL
+$(LLAMACPP): tests/peers/requirements-llamacpp.txt
+	$(PYTHON) -m venv .venv-llamacpp
+	CMAKE_ARGS="$(LEFT_OUT:%=-D%=OFF)" .venv-llamacpp/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r $<
+	@touch $@
+
+test-peers: $(INSTALLED) $(PEERS) $(LAYOUTS) $(LLAMACPP)
+	PLANISH_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python \
+	PLANISH_LAYOUTS_PYTHON=$(CURDIR)/.venv-peers/bin/python \
+	PLANISH_LLAMACPP_PYTHON=$(CURDIR)/.venv-llamacpp/bin/python \
+	  $(BIN)/python -m pytest tests/peers
 
 bench: $(INSTALLED) $(PEERS)
 	$(BIN)/python -m experiments.benchmark peers_python=$(CURDIR)/.venv-peers/bin/python
 
 clean:
-	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-peers .venv-llamacpp .mypy_cache .ruff_cache .pytest_cache
