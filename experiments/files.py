@@ -1,8 +1,13 @@
 """Files that appear whole or not at all, and survive a power cut once they have."""
 
+import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from experiments.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -30,3 +35,24 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def kept_so_far(place: Path, what: str = "") -> Iterator[None]:
+    """Where something is written part by part, an error is a sentence that says so.
+
+    what: for the sentence, such as "the checkpoint ".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Writing {what}{place} failed ({free_space(place)}): {error}. What was written before "
+            "is kept: make room and run the same command again."
+        ) from error
+
+
+def free_space(place: Path) -> str:
+    """How much room the disk has of a file or folder that may not exist yet."""
+    there = next(p for p in (place, *place.parents) if p.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.0f} MB free on its disk"

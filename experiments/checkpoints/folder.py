@@ -10,12 +10,11 @@ part appears whole or not at all and carries its own digest, and the bytes follo
 stored alone, so that an interrupted writer goes on to the same ones.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +28,11 @@ from experiments.checkpoints.families.base import Family, Place
 from experiments.checkpoints.layouts.base import Layout, Scheme
 from experiments.checkpoints.layouts.joining import join
 from experiments.checkpoints.model_card import card
-from experiments.checkpoints.planish import Tensor, free_space, part_of
+from experiments.checkpoints.planish import Tensor, part_of
 from experiments.checkpoints.sources import shapes
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from experiments.files import sync, write_whole
+from experiments.files import kept_so_far, sync, write_whole
 from models.config import DecoderConfig
 
 ORIGIN = ".origin.json"  # in a partial folder: what it is of
@@ -77,7 +76,7 @@ class FolderWriter:
         self.parts: dict[str, ShardNote] = {}
         self.damaged: list[str] = []
         said = {"origin": origin, "layout": layout and layout.method, "dtype": dtype}
-        with _writing(folder):
+        with kept_so_far(folder):
             self._begin(json.dumps(said))
             for part in self._order:
                 self._take_stock(part)
@@ -124,7 +123,7 @@ class FolderWriter:
         note = ShardNote(_digest(arrays, schemes), schemes)
         metadata = {"format": "pt", "planish": json.dumps(note._asdict(), sort_keys=True)}
         self._check()
-        with _writing(self.folder):
+        with kept_so_far(self.folder):
             shards.save(self._path(part), arrays, metadata)
         self.parts[part] = note
 
@@ -172,7 +171,7 @@ class FolderWriter:
         if layout is not None:
             raw["quantization_config"] = layout.describe(schemes)
         method = None if layout is None else layout.method
-        with _writing(self.folder):
+        with kept_so_far(self.folder):
             self._json("config.json", raw)
             self._json(shards.INDEX, _index(entries))
             save_tokenizer(tokenizer, self.partial, longest=config.context)
@@ -297,14 +296,3 @@ def _digest(arrays: Mapping[str, np.ndarray], schemes: Mapping[str, Scheme | Non
         total.update(f"{name} {x.dtype} {x.shape}\n".encode())
         total.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Writing {folder} failed ({free_space(folder)}): {error}. What was written before is "
-            "kept: make room and run the same command again."
-        ) from error

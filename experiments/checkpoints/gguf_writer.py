@@ -11,11 +11,10 @@ alone.
 """
 
 import collections
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from algorithms.tensors import CompressedTensor, QuantizedTensor
 from experiments.checkpoints import gguf_metadata, gguf_parts, gguf_vocabulary
 from experiments.checkpoints.gguf import PLAIN, permute, permuted_heads, stored_name
 from experiments.checkpoints.layouts import gguf_blocks
-from experiments.checkpoints.planish import Tensor, free_space
+from experiments.checkpoints.planish import Tensor
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from experiments.files import sync, write_whole
+from experiments.files import kept_so_far, sync, write_whole
 from models.config import DecoderConfig
 
 Type = gguf.GGMLQuantizationType
@@ -69,7 +68,7 @@ class GGUFWriter:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.parts: dict[str, gguf_parts.PartNote] = {}
         self.damaged: list[str] = []
-        with _writing(path):
+        with kept_so_far(path):
             self._begin(json.dumps({"origin": origin, "fallback": fallback}))
             for part in sorted((self.partial / "parts").iterdir()):
                 self._take_stock(part)
@@ -109,7 +108,7 @@ class GGUFWriter:
         """Write one part: tensors by full name, all of this part."""
         stored = {name: self._store(name, tensor) for name, tensor in sorted(tensors.items())}
         self._check()
-        with _writing(self.path):
+        with kept_so_far(self.path):
             self.parts[part] = gguf_parts.save(self._path(part), stored)
 
     def _store(self, name: str, tensor: Tensor) -> gguf_parts.Stored:
@@ -147,7 +146,7 @@ class GGUFWriter:
         }
         extra = [(name, x.shape, x.nbytes, Type.F32) for name, x in self._extra.items()]
         infos = [*self._infos(), *extra]
-        with _writing(self.path):
+        with kept_so_far(self.path):
             _write_header(unfinished, self.architecture, values, infos)
             with unfinished.open("ab") as file:
                 file.write(gguf_parts.padding(file.tell()))
@@ -233,14 +232,3 @@ def _file_type(kind: Type) -> int:
     named = {Type.F32: "ALL_F32", Type.Q3_K: "MOSTLY_Q3_K_S", Type.MXFP4: "MOSTLY_MXFP4_MOE"}
     named |= {k: f"MOSTLY_{k.name}_S" for k in (Type.Q4_K, Type.Q5_K)}
     return int(gguf.LlamaFileType[named.get(kind, f"MOSTLY_{kind.name}")])
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Writing {path} failed ({free_space(path)}): {error}. What was written before is "
-            "kept: make room and run the same command again."
-        ) from error

@@ -9,14 +9,13 @@ part by part into `<folder>.partial` and renamed when it is whole. A part appear
 name or not at all and carries its own digest, so that an interrupted writer knows where to go on.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from experiments.checkpoints import forms, shards
 from experiments.checkpoints.sources import Source
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from experiments.files import sync, write_whole
+from experiments.files import kept_so_far, sync, write_whole
 from models.config import DecoderConfig, Mixing
 from models.rope import RopeScaling
 
@@ -90,7 +89,7 @@ class CheckpointWriter:
         self.folder, self.partial = folder, folder.with_name(folder.name + ".partial")
         self.parts: dict[str, PartNote] = {}
         self.damaged: list[str] = []
-        with _writing(folder):
+        with kept_so_far(folder, "the checkpoint "):
             (self.partial / "parts").mkdir(parents=True, exist_ok=True)
             for path in sorted((self.partial / "parts").iterdir()):
                 self._take_stock(path)
@@ -112,7 +111,7 @@ class CheckpointWriter:
         trees = {name: _fields(tensor) for name, tensor in tensors.items()}
         note = PartNote(_digest(trees, described), described)
         self._check()
-        with _writing(self.folder):
+        with kept_so_far(self.folder, "the checkpoint "):
             _save(self._path(part), trees, note)
         self.parts[part] = note
 
@@ -133,7 +132,7 @@ class CheckpointWriter:
             "tensors": {n: t for part in parts.values() for n, t in part.described.items()},
             "digests": {name: part.digest for name, part in parts.items()},
         }
-        with _writing(self.folder):
+        with kept_so_far(self.folder, "the checkpoint "):
             shutil.rmtree(self.partial / "tokenizer", ignore_errors=True)
             (self.partial / "tokenizer").mkdir()
             tokenizer.save(self.partial / "tokenizer")
@@ -147,23 +146,6 @@ def _save(path: Path, trees: Trees, note: PartNote) -> None:
     arrays = {f"{name}:{field}": x for name, t in trees.items() for field, x in t.items()}
     metadata = {"planish": json.dumps({"digest": note.digest, "tensors": note.described})}
     shards.save(path, arrays, metadata)
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Writing the checkpoint {folder} failed ({free_space(folder)}): {error}. What was "
-            "written before is kept: make room and run the same command again."
-        ) from error
-
-
-def free_space(folder: Path) -> str:
-    """How much room the disk of a folder that may not exist yet has."""
-    place = next(p for p in (folder, *folder.parents) if p.exists())
-    return f"{shutil.disk_usage(place).free / 1e6:.0f} MB free on its disk"
 
 
 class Checkpoint(Source):

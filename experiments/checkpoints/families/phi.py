@@ -6,12 +6,11 @@ from typing import Any
 
 from experiments.checkpoints.families.base import (
     Family,
-    decoder_settings,
     decoder_sizes,
     rotary,
 )
+from experiments.checkpoints.families.mistral import settings
 from experiments.checkpoints.families.raw import SLIDING, Raw
-from models.config import DecoderConfig
 
 
 def config(raw: Raw) -> dict[str, Any]:
@@ -26,10 +25,6 @@ def config(raw: Raw) -> dict[str, Any]:
 
 def sizes(raw: Raw) -> dict[str, Any]:
     return {**decoder_sizes(raw), "norm_epsilon": raw.number("rms_norm_eps", 1e-5)}
-
-
-def settings(c: DecoderConfig) -> dict[str, Any]:
-    return {**decoder_settings(c), "sliding_window": None if c.windows is None else c.windows[0]}
 
 
 PHI3 = Family(
