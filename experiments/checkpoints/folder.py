@@ -183,8 +183,11 @@ class FolderWriter:
 
     def _dense_dtype(self, entries: Mapping[str, Mapping[str, shards.Entry]]) -> str:
         """Of the embedding, or the last norm where that is compressed: as the model should run."""
-        (embed,), (norm,) = self._places("embed.weight"), self._places("norm.weight")
-        found = entries["embed"].get(embed.name) or entries["norm"][norm.name]
+        (embed,) = self._places("embed.weight")
+        found = entries["embed"].get(embed.name)
+        if found is None:
+            (norm,) = self._places("norm.weight")
+            found = entries["norm"][norm.name]
         return NAMES[found.storage]
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:

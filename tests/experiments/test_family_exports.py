@@ -30,15 +30,15 @@ def test_joined_layers_and_experts_come_back(family, form, config, tmp_path):
         )
 
 
-def test_dense_exports_of_any_family_evaluate_as_the_checkpoint(config, tmp_path):
-    model = write_model(tmp_path / "gpt2", "gpt2")
+@pytest.mark.parametrize(
+    ("family", "measure"), [("gpt2", "perplexity"), ("opt", "perplexity"), ("bert", "similarity")]
+)
+def test_dense_exports_of_any_family_evaluate_as_the_checkpoint(family, measure, config, tmp_path):
+    model = [*write_model(tmp_path / family, family), f"evaluation={measure}"]
     done = compress.run(config(*model, *GRID, "export=safetensors", "export.dtype=float32"))
     folder = done.folder / "export" / "safetensors_float32"
-    open_source(folder)
-    (folder.parent / "x").mkdir()
-    again = evaluate.run(config(f"model.path={folder}", name="evaluate")).record
-    expected = done.record["metrics"]["perplexity"]["window_losses"]
-    found = again["metrics"]["perplexity"]["window_losses"]
+    again = evaluate.run(config(*model, f"model.path={folder}", name="evaluate")).record
+    expected, found = (r["metrics"][measure]["window_losses"] for r in (done.record, again))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -46,6 +46,7 @@ def test_dense_exports_of_any_family_evaluate_as_the_checkpoint(config, tmp_path
     ("family", "overrides", "sentence"),
     [
         ("gpt2", [], r"GPT2LMHeadModel keeps its matrices as \[in, out\].*export dense weights"),
+        ("bert", ["evaluation=similarity"], "this is an encoder: export dense weights"),
         (
             "phi3",
             [r"rules=[{match: 'blocks\.1\.attention\.k', algorithm: null}]"],

@@ -20,7 +20,9 @@ def config(raw: Raw) -> dict[str, Any]:
 
 
 def sizes(raw: Raw) -> dict[str, Any]:
-    return {**decoder_sizes(raw), "norm_epsilon": raw.number("layer_norm_eps", 1e-12)}
+    found = decoder_sizes(raw)
+    own = {"kv_heads": found["heads"], "head_size": found["hidden"] // found["heads"]}
+    return {**found, **own, "norm_epsilon": raw.number("layer_norm_eps", 1e-12)}
 
 
 def settings(c: DecoderConfig) -> dict[str, Any]:
