@@ -161,7 +161,7 @@ class FolderWriter:
         """
         assert config == self._config and set(self.parts) == set(self._order), self.parts.keys()
         schemes = {n: s for part in self._order for n, s in self.parts[part].schemes.items()}
-        if config.tied_embeddings:
+        if config.tied_embeddings and config.predicts:
             schemes[self._family.top["head"]] = None
         entries = {p: shards.read_header(self._path(p)) for p in self._order}
         compressed = [scheme for scheme in schemes.values() if scheme is not None]
