@@ -94,7 +94,7 @@ def test_surgery_refuses_what_is_not_there_or_does_not_fit():
         surgery.set_weight(linear, jnp.ones((4, 3)))
     with pytest.raises(ValueError, match="no module at path='gate'"):
         surgery.find(linear, "gate")
-    with pytest.raises(ValueError, match="not an nnx.Linear"):
+    with pytest.raises(ValueError, match="holds a RMSNorm, no linear layer"):
         surgery.linear_at(nnx.List([nnx.RMSNorm(3, rngs=nnx.Rngs(0))]), "0")
 
 

@@ -13,7 +13,7 @@ from algorithms.quantization.gptq import gptq
 from algorithms.quantization.qtip import qtip
 from algorithms.quantization.quip_sharp import quip_sharp
 from algorithms.quantization.rtn import rtn
-from algorithms.tensors import DenseTensor
+from algorithms.tensors import DenseTensor, ExpertsTensor
 from experiments.checkpoints import forms
 from experiments.checkpoints.planish import CheckpointWriter
 from experiments.errors import UserError
@@ -56,6 +56,21 @@ def test_a_tensor_comes_back_as_it_was(name, tmp_path):
     assert found.storage_bits() == tensor.storage_bits()
 
 
+@pytest.mark.parametrize("name", ["aqlm", "static activations", "qtip"])
+def test_weights_of_experts_come_back_too(name, tmp_path):
+    tensor, x = compressed(METHODS[name])
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), tensor)
+    writer = CheckpointWriter(tmp_path / "c")
+    writer.write("blocks.0", {"blocks.0.mlp.experts.up.weight": ExpertsTensor(stacked)})
+    again = CheckpointWriter(tmp_path / "c")
+    found = again.read("blocks.0").tensor("blocks.0.mlp.experts.up.weight")
+    assert isinstance(found, ExpertsTensor) and found.shape == (2, *tensor.shape)
+    for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(stacked), strict=True):
+        assert np.asarray(mine).tobytes() == np.asarray(other).tobytes()
+    rows = found.grouped_matmul(x[:3], jnp.array([1, 2]))
+    np.testing.assert_allclose(rows, tensor.matmul(x[:3]), rtol=2e-4, atol=2e-4)
+
+
 def test_every_form_is_among_them():
     seen = set()
 
@@ -67,7 +82,8 @@ def test_every_form_is_among_them():
 
     for method in METHODS.values():
         visit(compressed(method)[0])
-    assert seen | {DenseTensor.__name__} == set(forms.FORMS) - {"CompressedTensor"}
+    around = {DenseTensor.__name__, ExpertsTensor.__name__}
+    assert seen | around == set(forms.FORMS) - {"CompressedTensor"}
 
 
 def test_a_form_of_another_version_is_a_sentence():
