@@ -33,8 +33,14 @@ def publish(done: Sequence[Done], folder: Path) -> list[Path]:
             raise UserError(f"{path} is of another run: move it away, nothing is published.")
     folder.mkdir(parents=True, exist_ok=True)
     for each, path in zip(done, targets, strict=True):
-        write_whole(path, json.dumps(each.record, indent=1) + "\n")
+        write_whole(path, json.dumps(_without_places(each.record), indent=1) + "\n")
     return targets
+
+
+def _without_places(record: Record) -> Record:
+    """Where the run lay is of the machine that made it, and no part of what was computed."""
+    config = record.get("config")
+    return {**record, "config": {**config, "runs": "runs"}} if config else record
 
 
 def _target(done: Done, folder: Path) -> Path:

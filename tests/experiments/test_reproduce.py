@@ -170,3 +170,15 @@ def test_the_command_names_what_the_papers_own_scale_needs(tmp_path):
     assert "NOT RUN" in done.stderr and "model.path=…" in done.stderr
     assert "LLaMA-7B" in done.stderr and "6.09" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_where_a_run_lay_is_not_published(tmp_path):
+    record = synthetic.record("algorithm=rtn", 0.2)
+    record["config"]["runs"] = "/somewhere/on/this/machine"
+    done = Done(Path("runs", "compress", f"rtn-{record['identity'][:12]}", "seed-0"), record)
+    (path,) = publication.publish([done], tmp_path)
+    assert json.loads(path.read_text()) == {
+        **record,
+        "config": {**record["config"], "runs": "runs"},
+    }
+    assert record["config"]["runs"] == "/somewhere/on/this/machine"
