@@ -4,9 +4,11 @@
 computes, so that its weights compress better. `algorithms.walk` takes both over a block.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -58,6 +60,12 @@ class SiteTransform(NamedTuple):
     init: Callable[[int], Statistics]
     observe: Callable[[Statistics, Float[Array, "n i"]], Statistics]
     scale: Callable[[Float[Array, "o i"], Statistics], Float[Array, " i"]]
+
+
+@functools.partial(jax.jit, static_argnames="observe", donate_argnames="stats")
+def add(stats: Statistics, *activations: Float[Array, "*n i"], observe: Any) -> Statistics:
+    """Statistics with more activations, however many axes they have; compiled."""
+    return observe(stats, *(x.reshape(-1, x.shape[-1]) for x in activations))
 
 
 class WithOwn(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from algorithms.layerwise import LayerwiseMethod, Statistics
+from algorithms.layerwise import LayerwiseMethod, Statistics, add
 from algorithms.tensors import ExpertsTensor
 
 AT_ONCE = 4  # experts that are solved side by side
@@ -38,25 +38,21 @@ def observe(block: Any, site: Any, chunks: Sequence[Any], method: LayerwiseMetho
         )
     counts = np.sum([np.asarray(flow.routing.counts) for flow in chunks], 0)
     unreached = np.flatnonzero(counts == 0).tolist()
+    own = [_by_expert(flow) for flow in chunks]
+    graph, state = nnx.split(block)
     stats = []
     for expert in range(len(counts)):
+        rows = [rows[expert] for rows in own]
         if expert in unreached:
-            rows = [_every_token(block, flow, site, expert) for flow in chunks]
-        else:
-            rows = [_own_tokens(flow, expert) for flow in chunks]
+            rows = [_as_if_sent(graph, state, flow.mixed, expert, site=site.name)
+                    for flow in chunks]  # fmt: skip
         stats.append(_observed(np.concatenate(rows), method))
     return Observed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats), unreached)
 
 
-def _own_tokens(flow: Any, expert: int) -> np.ndarray:
-    ends = np.cumsum(flow.routing.counts)
-    start = ends[expert] - flow.routing.counts[expert]
-    return np.asarray(flow.activation)[start : ends[expert]]
-
-
-def _every_token(block: Any, flow: Any, site: Any, expert: int) -> np.ndarray:
-    graph, state = nnx.split(block)
-    return np.asarray(_as_if_sent(graph, state, flow.mixed, expert, site=site.name))
+def _by_expert(flow: Any) -> list[np.ndarray]:
+    """The rows of each."""
+    return np.split(np.asarray(flow.activation), np.cumsum(flow.routing.counts)[:-1])
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "site"))
@@ -70,14 +66,9 @@ def _observed(rows: Float[np.ndarray, "n i"], method: LayerwiseMethod) -> Statis
     stats, start = method.init(rows.shape[1]), 0
     while start < len(rows):
         size = min(PIECE, 1 << (len(rows) - start).bit_length() - 1)
-        stats = _add(stats, rows[start : start + size], observe=method.observe)
+        stats = add(stats, jnp.asarray(rows[start : start + size]), observe=method.observe)
         start += size
     return stats
-
-
-@functools.partial(jax.jit, static_argnames="observe", donate_argnames="stats")
-def _add(stats, rows, *, observe):
-    return observe(stats, rows)
 
 
 @functools.partial(jax.jit, static_argnames="method")

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from algorithms import mixtures, surgery
-from algorithms.layerwise import LayerwiseMethod, SiteTransform, Statistics
+from algorithms.layerwise import LayerwiseMethod, SiteTransform, Statistics, add
 from algorithms.modules import CompressedExperts, CompressedLinear
 from algorithms.tensors import CompressedTensor, DenseTensor, ExpertsTensor
 
@@ -275,13 +275,8 @@ def observe(chunks: Sequence[Any], method: Any, original: Original | None = None
         assert original is not None
         flows.append(original.chunks)
     for pair in zip(*flows, strict=True):
-        stats = _add(stats, *(flow.activation for flow in pair), observe=method.observe)
+        stats = add(stats, *(flow.activation for flow in pair), observe=method.observe)
     return jax.block_until_ready(stats)
-
-
-@functools.partial(jax.jit, static_argnames="observe", donate_argnames="stats")
-def _add(stats, *activations, observe):
-    return observe(stats, *(x.reshape(-1, x.shape[-1]) for x in activations))
 
 
 @functools.partial(jax.jit, static_argnames="method")

@@ -6,6 +6,7 @@ Every measurement is a process of its own. Ours and a peer's take turns on the s
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -20,8 +21,7 @@ import safetensors.numpy
 from omegaconf import DictConfig
 
 from experiments import progress, records
-from experiments.checkpoints import huggingface
-from experiments.checkpoints.families import LLAMA
+from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.sources import Source, shapes
 from experiments.data.corpora import STORED
 from experiments.entry import build, entry_point, resolved
@@ -151,29 +151,14 @@ def memory(plain: dict[str, Any], source: Source, folder: Path) -> list[dict[str
 
 def write_random_model(source: Source, depth: int, folder: Path) -> None:
     """A Hugging Face folder of random float16 weights with `source`'s block shape and tokenizer."""
-    c = source.config
-    raw = {
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": c.vocabulary,
-        "hidden_size": c.hidden,
-        "num_hidden_layers": depth,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_size,
-        "intermediate_size": c.feed_forward,
-        "max_position_embeddings": c.context,
-        "rms_norm_eps": c.norm_epsilon,
-        "rope_theta": c.rope_theta,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-    }
-    (folder / "config.json").write_text(json.dumps(raw))
-    config = huggingface.read_config(raw, folder / "config.json")
+    config = dataclasses.replace(source.config, layers=depth, tied_embeddings=True)
+    family = FAMILIES[config.family]
+    (folder / "config.json").write_text(json.dumps(family.write(config)))
     rng = np.random.default_rng(0)
     weight_map: dict[str, str] = {}
     for name, shape in shapes(config).items():  # one file per tensor: never the whole model at once
         x = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5
-        stored, file = LLAMA.stored(config, {name: x.astype(np.float16)}), f"{name}.safetensors"
+        stored, file = family.stored(config, {name: x.astype(np.float16)}), f"{name}.safetensors"
         safetensors.numpy.save_file(stored, folder / file)
         weight_map |= dict.fromkeys(stored, file)
     index = {"metadata": {}, "weight_map": weight_map}

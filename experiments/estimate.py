@@ -142,9 +142,8 @@ def _compress(
     chunk = min(walk.chunk, windows)
     copies = windows / chunk if windows else 0.0
     embed = 4 * config.vocabulary * config.hidden
-    resident = _arrays(
-        _block(config, programs.typical(config))[1], 2
-    )  # the next block is read ahead
+    typical = programs.typical(config)
+    resident = _arrays(_block(config, typical)[1], 2)  # the next block is read ahead
     entry = programs.flow_shapes(config, chunk, context)
     # Beside the walk's own: a scaling's look ahead; what the original model has, on the way and at
     # the end of a block that is learned, and before and after scaling.
@@ -153,7 +152,7 @@ def _compress(
     streams = scaled + aimed + 2 * int(recipe.learns)
     resident += _arrays(entry, streams * copies)
     forward, moments = Work(), [[Held(READING, embed)]] if windows else []
-    flow, typical = entry, programs.typical(config)
+    flow = entry
     for found, after in _stages(config, typical, chunk, context) if windows else ():
         forward += found
         # Chunks pass one by one: there are never more than all the old or all the new.
@@ -195,21 +194,16 @@ def _descent(config: DecoderConfig, steps: int, tokens: int) -> tuple[Work, list
     """Of learning a rotation: all blocks, kept in memory beside the ends, once there, once again
     for the way back, and back, which takes twice as much.
     """
-    block = sum(
-        (found for found, _ in _stages(config, programs.typical(config), 1, tokens)), Work()
-    )
+    typical = programs.typical(config)
+    block = sum((found for found, _ in _stages(config, typical, 1, tokens)), Work())
     head = Work(products=2.0 * tokens * config.hidden * config.vocabulary)
     total = block.times(4 * config.layers * steps) + head.times(3 * steps)
     ends = Held(2, 4 * config.vocabulary * config.hidden)  # never tied, once turned
     between = _arrays(programs.flow_shapes(config, 1, tokens).residual, config.layers)
     passing = [Held(CALLS, block.temporaries), Held(2, 4 * tokens * config.vocabulary)]
     # As read, and stacked to be scanned.
-    return total, [
-        *_arrays(_block(config, programs.typical(config))[1], 2 * config.layers),
-        ends,
-        *between,
-        *passing,
-    ]
+    kept = _arrays(_block(config, typical)[1], 2 * config.layers)
+    return total, [*kept, ends, *between, *passing]
 
 
 def _learning(methods: Mapping[str, Any], forward: Work, chunk: int) -> Work:
@@ -242,9 +236,10 @@ def _group(
     w, stats, _ = programs.site_shapes(config, group)
     seen = Work()
     if flow is not None and programs.observes(group.method):
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stats)
-        own = one if group.site.experts else stats
-        seen = work(functools.partial(programs.observe, method=group.method), own, flow.activation)
+        one = stats
+        if group.site.experts:
+            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stats)
+        seen = work(functools.partial(programs.observe, method=group.method), one, flow.activation)
     solved = _solve(config, group)
     pieces = _arrays(w, 2)  # each reader's own, and all as one matrix
     passing = Held(1, max(seen.temporaries, solved.temporaries))

@@ -20,7 +20,7 @@ from algorithms.walk import grouped
 from experiments.checkpoints.sources import shapes
 from models.block import Block, Flow
 from models.config import DecoderConfig
-from models.decoder import Stem, Tail, sites
+from models.decoder import Stem, Tail, readers, sites
 from models.sites import Site
 
 
@@ -92,11 +92,8 @@ def typical(config: DecoderConfig) -> int:
 
 def like(config: DecoderConfig, methods: Mapping[str, Any]) -> int:
     """A layer with these modules."""
-
-    def readers(n: int) -> set[str]:
-        return {path for site in sites(config, n) for path in site.readers}
-
-    return next((n for n in range(config.layers) if readers(n) == set(methods)), typical(config))
+    layers = range(config.layers)
+    return next((n for n in layers if set(readers(config, n)) == set(methods)), typical(config))
 
 
 def _rows(config: DecoderConfig, group: Solved) -> list[int]:

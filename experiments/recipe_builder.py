@@ -14,7 +14,7 @@ from experiments.entry import build
 from experiments.errors import UserError
 from experiments.recipes import ENDS, Method, Recipe, Rule, looks_at_data
 from models.config import DecoderConfig
-from models.decoder import sites
+from models.decoder import readers
 
 RULE = ("match", "algorithm", "activations", "correction")
 
@@ -114,12 +114,7 @@ def _instantiate(nodes: DictConfig) -> Method:
 
 def _require_used(recipe: Recipe, model: DecoderConfig) -> None:
     """A rule that decides nothing is a mistake: a pattern mistyped, or hidden by one before it."""
-    paths = [
-        f"blocks.{n}.{path}"
-        for n in range(model.layers)
-        for site in sites(model, n)
-        for path in site.readers
-    ]
+    paths = [f"blocks.{n}.{path}" for n in range(model.layers) for path in readers(model, n)]
     paths += ["embed"] if model.tied_embeddings else [*ENDS]
     for number, rule in enumerate(recipe.rules):
         deciding = [

@@ -26,7 +26,7 @@ from algorithms.blockwise import BlockwiseMethod
 from algorithms.layerwise import LayerwiseMethod, SiteTransform
 from experiments.checkpoints.sources import Source
 from models.config import DecoderConfig
-from models.decoder import sites
+from models.decoder import readers
 
 type Method = LayerwiseMethod | BlockwiseMethod
 STEPS = ("rotation", "scaling", "calibration", "algorithm", "activations", "correction")
@@ -84,7 +84,7 @@ class Recipe:
 
     def block(self, config: DecoderConfig, layer: int) -> dict[str, Method | None]:
         """The methods of one block's layers by path within it."""
-        paths = [path for site in sites(config, layer) for path in site.readers]
+        paths = readers(config, layer)
         return {path: self.method(f"blocks.{layer}.{path}") for path in paths}
 
     @property

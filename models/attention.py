@@ -97,7 +97,7 @@ def blockwise(
 
 
 def capped(scores: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-    """Scores kept within ±cap."""
+    """Scores, or logits, kept within ±cap."""
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from models.attention import capped
 from models.block import Block
 from models.config import DecoderConfig
 from models.encoder import EncoderBlock
@@ -18,6 +19,11 @@ from models.sites import Site
 def sites(config: DecoderConfig, layer: int) -> tuple[Site, ...]:
     """Where a block's activations meet its linear layers, in the order of the forward pass."""
     return _kind(config, layer).wiring(config)
+
+
+def readers(config: DecoderConfig, layer: int) -> list[str]:
+    """The linear layers of a block that can be compressed, by path, in that order."""
+    return [path for site in sites(config, layer) for path in site.readers]
 
 
 def build_block(config: DecoderConfig, layer: int, *, rngs: nnx.Rngs) -> Block:
@@ -78,7 +84,7 @@ class Tail(nnx.Module):
         y = embed.attend(x) if self.tied else self.head(x)
         if self.scale != 1:
             y = y * self.scale
-        return y if self.cap is None else jnp.tanh(y / self.cap) * self.cap
+        return capped(y, self.cap)
 
 
 class Decoder(nnx.Module):

@@ -59,7 +59,7 @@ def put(block: Block, arrays: Mapping[str, Any]) -> None:
         value = jnp.asarray(x, jnp.float32)
         if field == "bias":
             module.bias.set_value(value)
-        elif hasattr(module, "kernel"):
+        elif isinstance(module, surgery.LinearLayer):
             surgery.set_weight(module, value)
         else:
             module.scale.set_value(value)
@@ -98,7 +98,7 @@ def _place(root: nnx.Module, path: str, field: str, tensor: Any, dtype: Any) -> 
     A compressed embedding is unpacked: a table is read by rows, which packed forms do not give.
     """
     module: Any = surgery.find(root, path)
-    if isinstance(tensor, CompressedTensor) and hasattr(module, "kernel"):
+    if isinstance(tensor, CompressedTensor) and isinstance(module, surgery.LinearLayer):
         surgery.compress_linear(root, path, tensor)
         return
     if isinstance(tensor, CompressedTensor):

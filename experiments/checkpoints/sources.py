@@ -66,8 +66,11 @@ class Source(abc.ABC):
 def shapes(config: DecoderConfig) -> Mapping[str, tuple[int, ...]]:
     """Every tensor that a decoder of this config has, by our names."""
     found = _shapes(lambda: Stem(config, rngs=nnx.Rngs(0)))
+    kinds: dict[bool, dict[str, tuple[int, ...]]] = {}
     for layer in range(config.layers):
-        inside = _block_shapes(config, layer)
+        if config.mixes(layer) not in kinds:
+            kinds[config.mixes(layer)] = _block_shapes(config, layer)
+        inside = kinds[config.mixes(layer)]
         found |= {f"blocks.{layer}.{name}": shape for name, shape in inside.items()}
     return types.MappingProxyType(found | _shapes(lambda: Tail(config, rngs=nnx.Rngs(0))))
 

@@ -163,6 +163,31 @@ def decoder_sizes(raw: Raw) -> dict[str, Any]:
     }
 
 
+def full_head_sizes(
+    raw: Raw,
+    *,
+    feed_forward: int,
+    norm_epsilon: float,
+    hidden: str = "hidden_size",
+    layers: str = "num_hidden_layers",
+    heads: str = "num_attention_heads",
+    context: str = "max_position_embeddings",
+) -> dict[str, Any]:
+    """Of families whose query heads all have keys of their own, under their names for them."""
+    count, width = raw.count(heads), raw.count(hidden)
+    return {
+        "vocabulary": raw.count("vocab_size"),
+        "hidden": width,
+        "layers": raw.count(layers),
+        "heads": count,
+        "kv_heads": count,
+        "head_size": width // count,
+        "feed_forward": feed_forward,
+        "context": raw.count(context),
+        "norm_epsilon": norm_epsilon,
+    }
+
+
 def decoder_settings(c: DecoderConfig) -> dict[str, Any]:
     """The way back from `decoder_sizes` and what most families have beside them.
 

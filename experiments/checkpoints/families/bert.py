@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.checkpoints.families.base import Family, decoder_sizes
+from experiments.checkpoints.families.base import Family, full_head_sizes
 from experiments.checkpoints.families.raw import Raw, activation_name
 from models.config import DecoderConfig
 
@@ -20,9 +20,10 @@ def config(raw: Raw) -> dict[str, Any]:
 
 
 def sizes(raw: Raw) -> dict[str, Any]:
-    found = decoder_sizes(raw)
-    own = {"kv_heads": found["heads"], "head_size": found["hidden"] // found["heads"]}
-    return {**found, **own, "norm_epsilon": raw.number("layer_norm_eps", 1e-12)}
+    return full_head_sizes(
+        raw, feed_forward=raw.count("intermediate_size"),
+        norm_epsilon=raw.number("layer_norm_eps", 1e-12),
+    )  # fmt: skip
 
 
 def settings(c: DecoderConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.checkpoints.families.base import Family
+from experiments.checkpoints.families.base import Family, full_head_sizes
 from experiments.checkpoints.families.raw import Raw, activation_name
 from models.config import DecoderConfig
 
@@ -24,18 +24,11 @@ def config(raw: Raw) -> dict[str, Any]:
 
 
 def sizes(raw: Raw) -> dict[str, Any]:
-    heads, hidden = raw.count("n_head"), raw.count("n_embd")
-    return {
-        "vocabulary": raw.count("vocab_size"),
-        "hidden": hidden,
-        "layers": raw.count("n_layer"),
-        "heads": heads,
-        "kv_heads": heads,
-        "head_size": hidden // heads,
-        "feed_forward": raw.get("n_inner") or 4 * hidden,
-        "context": raw.count("n_positions"),
-        "norm_epsilon": raw.number("layer_norm_epsilon", 1e-5),
-    }
+    return full_head_sizes(
+        raw, hidden="n_embd", layers="n_layer", heads="n_head", context="n_positions",
+        feed_forward=raw.get("n_inner") or 4 * raw.count("n_embd"),
+        norm_epsilon=raw.number("layer_norm_epsilon", 1e-5),
+    )  # fmt: skip
 
 
 def settings(c: DecoderConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.checkpoints.families.base import Family
+from experiments.checkpoints.families.base import Family, full_head_sizes
 from experiments.checkpoints.families.raw import Raw
 from models.config import DecoderConfig
 
@@ -26,18 +26,7 @@ def config(raw: Raw) -> dict[str, Any]:
 
 
 def sizes(raw: Raw) -> dict[str, Any]:
-    heads, hidden = raw.count("num_attention_heads"), raw.count("hidden_size")
-    return {
-        "vocabulary": raw.count("vocab_size"),
-        "hidden": hidden,
-        "layers": raw.count("num_hidden_layers"),
-        "heads": heads,
-        "kv_heads": heads,
-        "head_size": hidden // heads,
-        "feed_forward": raw.count("ffn_dim"),
-        "context": raw.count("max_position_embeddings"),
-        "norm_epsilon": 1e-5,
-    }
+    return full_head_sizes(raw, feed_forward=raw.count("ffn_dim"), norm_epsilon=1e-5)
 
 
 def settings(c: DecoderConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Quantized layers of a Hugging Face folder, by the layout that its config.json names."""
 
+import collections
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ class QuantizedLayers:
         self.method = None if description is None else str(description["quant_method"])
         if description is None:
             return
+        self._stored: dict[str, dict[str, Entry]] = collections.defaultdict(dict)
+        for name, entry in entries.items():
+            module, _, field = name.rpartition(".")
+            self._stored[module][field] = entry
         self._layout = LAYOUTS[description["quant_method"]]()
         matrices = [place for found in places.values() for place in found if len(place.shape) == 2]
         modules = dict.fromkeys(_module(place) for place in matrices)
@@ -104,11 +109,8 @@ class QuantizedLayers:
 
     def arrays(self, module: str) -> dict[str, np.ndarray]:
         """What the files hold of a layer, by names within it; its bias is no part of that."""
-        prefix = f"{module}."
         return {
-            stored.removeprefix(prefix): entry.open()
-            for stored, entry in self._entries.items()
-            if stored.startswith(prefix) and stored != f"{prefix}bias"
+            name: entry.open() for name, entry in self._stored[module].items() if name != "bias"
         }
 
 
