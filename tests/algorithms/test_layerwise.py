@@ -134,9 +134,9 @@ def test_gptq_lowers_the_block_output_error_that_rounding_leaves():
 def test_blocks_of_one_shape_compile_once():
     method = gptq(bits=4, group_size=8)
     compress_block(block(0), chunks(), method)
-    counts = [f._cache_size() for f in (walk.run_stage, walk._add, walk._solve)]
+    counts = [f._cache_size() for f in (walk.run_stage, walk.add, walk._solve)]
     compress_block(block(1), chunks(seed=1), method)
-    again = [f._cache_size() for f in (walk.run_stage, walk._add, walk._solve)]
+    again = [f._cache_size() for f in (walk.run_stage, walk.add, walk._solve)]
     assert counts == again
 
 
