@@ -6,6 +6,7 @@ at the machine's product rate. The constants were measured with SmolLM2-135M on 
 `measurements.estimates` compares estimates with runs.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -283,22 +284,26 @@ def _evaluation(
         lambda: programs.quantized(build_block(config, layer, rngs=nnx.Rngs(0)), tensors)
     )
     block = work(functools.partial(programs.run_block, graph), state, x, positions)
-    last, head = programs.split(lambda: programs.last(config))
-    losses = work(functools.partial(perplexity._window_losses, last), head, x, tokens)
-    return block, losses, size(state)
+    rows = perplexity.rows_at_once(config)
+    part = dataclasses.replace(config, vocabulary=rows)
+    last, head = programs.split(lambda: programs.last(part))
+    sums = jax.eval_shape(lambda: perplexity.nothing(tokens.shape))
+    losses = work(functools.partial(perplexity.with_logits, last), head, x, tokens, sums)
+    return block, losses.times(config.vocabulary / rows), size(state)
 
 
 def _evaluate(config: DecoderConfig, kind: Kind, heldout: Windows, chunk: int) -> _Phase:
     (windows, context), chunk = heldout, min(chunk, heldout[0])
     block, losses, weights = _evaluation(config, kind, chunk, context)
     embed = 4 * config.vocabulary * config.hidden
-    beside = embed + 4 * windows * context * (config.hidden + 1)  # activations and tokens
-    own = 0 if config.tied_embeddings else embed  # the head's
+    tokens = windows * context
+    beside = 4 * tokens * (config.hidden + 1)  # activations and tokens
+    rows = 4 * config.hidden * min(config.vocabulary, tokens)  # of the embedding
+    head = 4 * config.hidden * perplexity.rows_at_once(config)
     memory = max(
-        READING * embed,
+        READING * embed + rows,
         beside + 2 * weights + CALLS * block.temporaries,
-        beside + READING * own,
-        beside + own + CALLS * losses.temporaries,
+        beside + READING * embed + head + CALLS * losses.temporaries,
     )
     steps = windows / chunk
     total = block.times(config.layers * steps) + losses.times(steps)

@@ -32,10 +32,11 @@ from algorithms.walk import (
     transform_block,
 )
 from experiments import progress
-from experiments.checkpoints.loading import load_blocks, load_stem, parameters, put
+from experiments.checkpoints.loading import load_blocks, parameters, put
 from experiments.checkpoints.planish import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
+from experiments.evaluation.forward import embedded
 from experiments.recipes import ENDS, Recipe
 from models.block import Block, Flow
 from models.decoder import sites
@@ -263,12 +264,8 @@ def _by_phase(result: BlockResult) -> dict[str, float]:
 
 def embed_windows(source: Source, windows: Int[np.ndarray, "n T"], chunk: int) -> Iterator[Flow]:
     """The activations that enter the first block, `chunk` windows at a time."""
-    stem = load_stem(source)
-    for n in range(0, len(windows), chunk):
-        tokens = jnp.asarray(windows[n : n + chunk])
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x = stem(tokens, positions)
-        yield Flow(x, x, positions)
+    for x in embedded(source, windows, chunk):
+        yield Flow(x, x, jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
 
 
 def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = None) -> np.ndarray:
@@ -279,10 +276,10 @@ def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = No
     x = np.asarray(source.read(name))
     if changed is not None:
         x = changed.astype(x.dtype)
-    if walk.dense_dtype is None:
+    if walk.dense_dtype is None or changed is None and str(x.dtype) == walk.dense_dtype:
         return x
     with np.errstate(over="ignore"):  # refused below
-        stored = x.astype(jnp.dtype(walk.dense_dtype))
+        stored = x.astype(jnp.dtype(walk.dense_dtype), copy=False)
     if not np.isfinite(stored).all():
         raise UserError(
             f"{name} does not fit {walk.dense_dtype}: its largest magnitude is "

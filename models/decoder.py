@@ -77,11 +77,18 @@ class Tail(nnx.Module):
         if self.predicts and not self.tied:
             self.head = nnx.Linear(c.hidden, c.vocabulary, use_bias=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*m D"], embed: nnx.Embed) -> Float[Array, "*m V"]:
+    def __call__(
+        self, x: Float[Array, "*m D"], embed: nnx.Embed | None = None
+    ) -> Float[Array, "*m V"]:
+        """embed: where it is tied, the embedding, or its rows for some tokens."""
         if not self.predicts:
             return x
         x = self.norm(x)
-        y = embed.attend(x) if self.tied else self.head(x)
+        if self.tied:
+            assert embed is not None
+            y = embed.attend(x)
+        else:
+            y = self.head(x)
         if self.scale != 1:
             y = y * self.scale
         return capped(y, self.cap)

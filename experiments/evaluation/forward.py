@@ -1,7 +1,7 @@
 """A model's last activations on windows of tokens, block by block: it need not fit in memory."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,13 @@ def activations(
     *,
     chunk: int,
     step: Callable[[str], None],
-) -> tuple[list[Float[Array, "b T D"]], nnx.Embed]:
-    """What leaves the last block, `chunk` windows at a time, and the embedding.
+) -> list[Float[Array, "b T D"]]:
+    """What leaves the last block, `chunk` windows at a time.
 
     step: called after each block.
     """
-    stem, positions = load_stem(source), jnp.arange(windows.shape[1])[None]
-    found = []
-    for n in range(0, len(windows), chunk):
-        tokens = jnp.asarray(windows[n : n + chunk])
-        found.append(stem(tokens, jnp.broadcast_to(positions, tokens.shape)))
+    positions = jnp.arange(windows.shape[1])[None]
+    found = list(embedded(source, windows, chunk))
     for block in load_blocks(source):
         unpack_layers(block)
         graph, state = nnx.split(block)
@@ -37,7 +34,21 @@ def activations(
             found[n] = _run_block(graph, state, x, positions)
         jax.block_until_ready(found[-1])
         step("")
-    return found, stem.embed
+    return found
+
+
+def embedded(
+    source: Source, windows: Int[np.ndarray, "n T"], chunk: int
+) -> Iterator[Float[Array, "b T D"]]:
+    """What enters the first block, `chunk` windows at a time; of the embedding, only the rows of
+    tokens that occur are read: a large vocabulary takes more than a block.
+    """
+    rows, numbered = np.unique(windows, return_inverse=True)
+    stem = load_stem(source, rows=rows)
+    for n in range(0, len(windows), chunk):
+        tokens = jnp.asarray(numbered.reshape(windows.shape)[n : n + chunk], jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        yield stem(tokens, positions)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -48,6 +48,12 @@ class Place(NamedTuple):
         x = (x.T if self.transposed else x)[slice(*self.rows)]
         return x if self.offset == 0 else x.astype(np.float32) + np.float32(self.offset)
 
+    @property
+    def alone(self) -> bool:
+        """Whether ours is all of theirs, as it is."""
+        rows = self.shape[-1] if self.transposed else self.shape[0]
+        return self.rows == (0, rows) and self.offset == 0
+
     def put(self, whole: np.ndarray, ours: np.ndarray) -> None:
         """Ours, into the whole of theirs."""
         rows = (whole.T if self.transposed else whole)[slice(*self.rows)]
@@ -117,6 +123,9 @@ class Family:
         for name, x in tensors.items():
             each = x if x.ndim == 3 else x[None]
             for place, ours in zip(self.places(config, name), each, strict=True):
+                if place.alone:  # no copy: it may be large, and a view of a file
+                    found[place.name] = ours.T if place.transposed else ours
+                    continue
                 if place.name not in found:
                     found[place.name] = np.zeros(place.shape, x.dtype)
                 place.put(found[place.name], ours)
