@@ -13,7 +13,6 @@ stored alone, so that an interrupted writer goes on to the same ones.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +31,9 @@ from experiments.checkpoints.planish import Tensor, part_of
 from experiments.checkpoints.sources import shapes
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from experiments.files import kept_so_far, sync, write_whole
+from experiments.files import ORIGIN, begin_partial, kept_so_far, sync, write_whole
 from models.config import DecoderConfig
 
-ORIGIN = ".origin.json"  # in a partial folder: what it is of
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of dtypes in a config.json
 
 
@@ -77,19 +75,12 @@ class FolderWriter:
         self.damaged: list[str] = []
         said = {"origin": origin, "layout": layout and layout.method, "dtype": dtype}
         with kept_so_far(folder):
-            self._begin(json.dumps(said))
+            finished = (self.partial / "README.md").is_file()
+            begin_partial(self.partial, json.dumps(said), finished=finished)
+            for left in self.partial.glob(".*.tmp"):
+                left.unlink()
             for part in self._order:
                 self._take_stock(part)
-
-    def _begin(self, said: str) -> None:
-        mark, last = self.partial / ORIGIN, self.partial / "README.md"
-        ours = mark.read_text() == said if mark.is_file() else last.is_file()  # but not renamed
-        if self.partial.is_dir() and not ours:
-            shutil.rmtree(self.partial)
-        self.partial.mkdir(parents=True, exist_ok=True)
-        write_whole(mark, said)
-        for left in self.partial.glob(".*.tmp"):
-            left.unlink()
 
     def _take_stock(self, part: str) -> None:
         path = self._path(part)
