@@ -63,6 +63,8 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     if recipe is not None:
         if recipe.rotation is not None:
             source = recipe.rotation(source, windows.calibration)
+        if recipe.cache is not None:
+            source = recipe.cache(source)
         streaming.check_shapes(source, recipe)
     machine = hardware.Hardware(**plain["hardware"])
     calibration, heldout = windows.calibration.shape, windows.heldout.shape

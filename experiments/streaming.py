@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Int
 
+from algorithms import kv_cache
 from algorithms.blockwise import BlockwiseMethod, learn_block
 from algorithms.tensors import CompressedTensor
 from algorithms.walk import (
@@ -134,8 +134,10 @@ def _replay_layer(state: _State, block: Block, layer: int) -> None:
     part, prefix = state.writer.read(f"blocks.{layer}"), f"blocks.{layer}."
     _through(block, state.targets)
     found = {name.removeprefix(prefix): part.tensor(name) for name in part.trees}
+    dense = {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)}
     if state.recipe.transform is not None:
-        put(block, {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)})
+        put(block, dense)
+    put(block, {n: x for n, x in dense.items() if n.endswith(kv_cache.SCALES)})
     compressed = {
         name.removesuffix(".weight"): tensor
         for name, tensor in found.items() if isinstance(tensor, CompressedTensor)
@@ -158,7 +160,11 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
     original = _originals(state, block)
     clock = Clock()
     try:
+        scales = _fit_cache(state, block)
         changed = _transform(state, block, layer)
+        if changed:
+            scales = _fit_cache(state, block)
+        changed |= scales
         clock.lap("transform")
         if any(isinstance(m, BlockwiseMethod) for m in methods.values()):
             result = _learn(state, block, methods, key)
@@ -166,7 +172,7 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
             result = compress_block(
                 block, state.chunks, methods.__getitem__,  # type: ignore[arg-type]
                 sequential=state.walk.sequential, key=key,
-                original=None if original is None else Original(nnx.clone(block), original),
+                original=None if original is None else Original(kv_cache.exact(block), original),
             )  # fmt: skip
     except ValueError as error:
         raise UserError(f"Block {layer}: {error}") from error
@@ -193,6 +199,19 @@ def _originals(state: _State, block: Block) -> list[Flow] | None:
     return entered
 
 
+def _fit_cache(state: _State, block: Block) -> dict[str, np.ndarray]:
+    """Scales of keys and values, by name within the block, where the recipe rounds them: of what
+    the block's projections give before they are compressed.
+    """
+    if state.recipe.cache is None:
+        return {}
+    moving = list(state.chunks)
+    advance(block, moving, 0)
+    kv_cache.fit(block, moving)
+    held = parameters(block)
+    return {name: held[name] for name in held if name.endswith(kv_cache.SCALES)}
+
+
 def _transform(state: _State, block: Block, layer: int) -> dict[str, np.ndarray]:
     """Transform the block, and round what stays dense as the checkpoint keeps it: the walk goes on
     with what is stored. What was changed, by name within the block.
@@ -214,7 +233,8 @@ def _learn(state: _State, block: Block, methods: Mapping[str, Any], key: Any) ->
     """One block of a learned method, towards the targets; activations go through it."""
     clock, inputs = Clock(), list(state.chunks)
     learned = {path: m for path, m in methods.items() if m is not None}
-    tensors, loss = learn_block(block, inputs, state.targets, learned, key)
+    # Rounding has no slope that a method could learn by.
+    tensors, loss = learn_block(kv_cache.exact(block), inputs, state.targets, learned, key)
     clock.lap("solve")
     replay_block(block, tensors, state.chunks, sequential=state.walk.sequential)
     clock.lap("forward")
@@ -276,6 +296,8 @@ def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = No
     x = np.asarray(source.read(name))
     if changed is not None:
         x = changed.astype(x.dtype)
+    if name.endswith(kv_cache.SCALES):
+        return x
     if walk.dense_dtype is None or changed is None and str(x.dtype) == walk.dense_dtype:
         return x
     with np.errstate(over="ignore"):  # refused below

@@ -7,6 +7,7 @@ from models.rope import RopeScaling
 
 type Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 type Norm = Literal["rms", "layer"]
+type CacheElement = Literal["fp8", "int8"]
 
 
 class Layer(NamedTuple):
@@ -72,6 +73,7 @@ class DecoderConfig:
     residual_scale: float = 1.0  # of what attention and MLP add
     logit_scale: float = 1.0
     experts: Mixing | None = None
+    cache: CacheElement | None = None  # what keys and values are rounded onto; None: nothing
     # Of encoders:
     causal: bool = True  # a token sees none that follow it
     norms_after: bool = False  # each norm is behind its sum, and none before; one on the embedding

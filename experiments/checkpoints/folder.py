@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor, DenseTensor
 from experiments.checkpoints import shards
 from experiments.checkpoints.families import FAMILIES
@@ -132,7 +133,8 @@ class FolderWriter:
             except ValueError as error:
                 raise UserError(f"{name}: {error}") from error
             tensor = tensor.dequantize()
-        return cast(name, np.asarray(tensor), self._dtype)
+        dtype = None if name.endswith(SCALES) else self._dtype
+        return cast(name, np.asarray(tensor), dtype)
 
     def _encode(self, module: str, tensor: Any) -> tuple[Mapping[str, np.ndarray], Scheme]:
         assert self._layout is not None
@@ -156,11 +158,13 @@ class FolderWriter:
             schemes[self._family.top["head"]] = None
         entries = {p: shards.read_header(self._path(p)) for p in self._order}
         compressed = [scheme for scheme in schemes.values() if scheme is not None]
-        layout = self._layout if compressed else None
+        layout = self._layout if compressed or config.cache else None
         dtype = layout and layout.dtype(compressed) or self._dense_dtype(entries)
         raw = self._family.write(config) | {"torch_dtype": dtype} | _special_ids(tokenizer)
         if layout is not None:
             raw["quantization_config"] = layout.describe(schemes)
+            if config.cache is not None:
+                raw["quantization_config"] |= layout.cache(config.cache)
         method = None if layout is None else layout.method
         with kept_so_far(self.folder):
             self._json("config.json", raw)

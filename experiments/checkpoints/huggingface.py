@@ -3,6 +3,7 @@
 What a model's settings mean and what its tensors are called is said by its family.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -15,7 +16,7 @@ from experiments.checkpoints import packages, shards
 from experiments.checkpoints.families import FAMILIES, Family
 from experiments.checkpoints.families.base import Place
 from experiments.checkpoints.families.raw import Raw
-from experiments.checkpoints.layouts.reading import QuantizedLayers, readable
+from experiments.checkpoints.layouts.reading import QuantizedLayers, cached, readable
 from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer, read_core
 from experiments.errors import UserError
@@ -101,8 +102,10 @@ def read_config(settings: dict[str, Any], path: Path) -> DecoderConfig:
     raw = Raw(settings, path)
     family = _family(raw)
     _refuse_quantized(raw)
+    description = raw.get("quantization_config")
+    cache = None if description is None else cached(description, path)
     try:
-        return family.read(raw)
+        return dataclasses.replace(family.read(raw), cache=cache)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} does not describe a model: {error}") from error
 

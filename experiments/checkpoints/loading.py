@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from algorithms import surgery
+from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor
 from experiments.checkpoints.sources import Source, tensor_name
 from models.block import Block
@@ -85,8 +86,8 @@ def put(block: Block, arrays: Mapping[str, Any]) -> None:
         path, _, field = name.rpartition(".")
         module: Any = surgery.find(block, path)
         value = jnp.asarray(x, jnp.float32)
-        if field == "bias":
-            module.bias.set_value(value)
+        if field in ("bias", *SCALES):
+            getattr(module, field).set_value(value)
         elif isinstance(module, surgery.LinearLayer):
             surgery.set_weight(module, value)
         else:

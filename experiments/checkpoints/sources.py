@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from algorithms.kv_cache import SCALES
 from experiments.checkpoints import packages
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
@@ -26,7 +27,9 @@ from models.config import DecoderConfig
 from models.decoder import Stem, Tail, build_block
 
 GGUF_MAGIC = b"GGUF"
-FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"} | {
+    scale: scale for scale in SCALES
+}
 
 
 class Source(abc.ABC):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from algorithms.kv_cache import SCALES
 from experiments.checkpoints.families.raw import Raw, scaling_settings
 from experiments.checkpoints.sources import shapes
 from models.config import DecoderConfig
@@ -83,10 +84,12 @@ class Family:
         return DecoderConfig(family=self.name, **{**self.sizes(raw), **self.config(raw)})
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        """A config.json's content, which `read` makes this configuration of.
+        """A config.json's content, which `read` makes this configuration of, but for the cache,
+        which is the layout's to say.
 
         Raises ValueError for a configuration that the family has no settings for.
         """
+        config = dataclasses.replace(config, cache=None)
         raw = {"architectures": [self.architecture], "model_type": self.name}
         raw |= self.settings(config)
         told = self.read(Raw(raw, Path("config.json")))
@@ -107,6 +110,9 @@ class Family:
             layer, ours = path.split(".", 2)[1:]
             prefix = self.prefix.format(layer)
         shape = shapes(config)[name]
+        if field in SCALES:  # of the module that the attention's layers are in
+            theirs = self.block["attention.o"].rpartition(".")[0]
+            return [Place(f"{prefix}{theirs}.{field}", (0, 1), shape, False, 0.0)]
         if ours in self.experts:
             names = [self.experts[ours].format(n) for n in range(shape[0])]
             return [
