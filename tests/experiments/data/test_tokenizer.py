@@ -281,7 +281,7 @@ def test_save_and_load(tmp_path):
     [
         ("tokenizer.json", None, "There is no tokenizer.json in"),
         ("tokenizer.json", "{", "tokenizer.json is not a tokenizer that the tokenizers library"),
-        ("planish_tokenizer.json", None, "planish_tokenizer.json is missing or not what planish"),
+        ("planish_tokenizer.json", None, "planish_tokenizer.json is missing or no ordinary"),
         ("planish_tokenizer.json", '{"stops": [], "odd": 1}', "not what planish writes"),
         ("planish_tokenizer.json", "{}", "not what planish writes"),
     ],
