@@ -70,7 +70,7 @@ class Part:
         for full, entry in shards.read_header(path).items():
             name, _, field = full.rpartition(":")
             self.trees.setdefault(name, {})[field] = entry.open()
-        if _digest(self.trees, self.described) != self.digest:
+        if digest(self.trees, self.described) != self.digest:
             raise ValueError("its content does not match its digest")
 
     def tensor(self, name: str) -> Tensor:
@@ -116,7 +116,7 @@ class CheckpointWriter:
         """Write one part: tensors by full name, all of this part."""
         described = {name: _describe(tensor) for name, tensor in sorted(tensors.items())}
         trees = {name: _fields(tensor) for name, tensor in tensors.items()}
-        note = PartNote(_digest(trees, described), described)
+        note = PartNote(digest(trees, described), described)
         self._check()
         with kept_so_far(self.folder, "the checkpoint "):
             _save(self._path(part), trees, note)
@@ -242,7 +242,7 @@ def _describe(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _digest(trees: Trees, described: Mapping[str, Any]) -> str:
+def digest(trees: Trees, described: Mapping[str, Any]) -> str:
     total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(trees):
         for field, array in sorted(trees[name].items()):

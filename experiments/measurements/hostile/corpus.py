@@ -6,7 +6,7 @@ of a few dozen tokens, but for a GGUF file with SentencePiece's.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,31 +97,43 @@ MODELS: dict[str, Model] = {
 
 def make(folder: Path) -> dict[str, Path]:
     """Write the corpus into a new folder; where each model lies: a folder, or a file."""
-    return {name: _write(name, model, folder / name) for name, model in MODELS.items()}
+    for name, model in MODELS.items():
+        _write(name, model, folder / name)
+    return found(folder)
+
+
+def found(folder: Path) -> dict[str, Path]:
+    """Where each model lies in a folder that `make` wrote."""
+    return {name: _place(name, folder / name) for name in MODELS}
+
+
+def _place(name: str, folder: Path) -> Path:
+    return folder / ("model.gguf" if name.startswith("gguf") else "model")
 
 
 def describe(name: str, path: Path) -> dict[str, Any]:
     """What a record says of a model of the corpus; its digest is of all names and bytes."""
-    files = list(_files(path))
+    own = files(path)
     total = hashlib.sha256()
-    for file in files:
+    for file in own:
         total.update(f"{file.relative_to(path.parent)} {file.stat().st_size}\n".encode())
         total.update(file.read_bytes())
     return {
         "name": name,
         "family": MODELS[name].family,
         "format": "planish" if (made := MODELS[name].export) is None else made.name,
-        "files": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
+        "files": len(own),
+        "bytes": sum(file.stat().st_size for file in own),
         "digest": total.hexdigest(),
     }
 
 
-def _files(path: Path) -> Iterator[Path]:
-    yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+def files(path: Path) -> list[Path]:
+    """The files of a model, which may be one."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
-def _write(name: str, model: Model, folder: Path) -> Path:
+def _write(name: str, model: Model, folder: Path) -> None:
     folder.mkdir(parents=True)
     family = FAMILIES[model.family]
     raw = {"architectures": [family.architecture], **SIZES, **model.settings}
@@ -129,8 +141,9 @@ def _write(name: str, model: Model, folder: Path) -> Path:
     tokenizer = (_pieces if model.pieces else _bytes)(config.vocabulary)
     tensors = {n: _form(n, x, model, name) for n, x in _weights(config).items()}
     if model.whole:
-        return _write_whole(folder / "model", config, tensors, tokenizer)
-    place = folder / ("model.gguf" if name.startswith("gguf") else "model")
+        _write_whole(_place(name, folder), config, tensors, tokenizer)
+        return
+    place = _place(name, folder)
     writer: Writer = (
         CheckpointWriter(place)
         if model.export is None
@@ -140,7 +153,6 @@ def _write(name: str, model: Model, folder: Path) -> Path:
         writer.write(part, {n: x for n, x in tensors.items() if part_of(n) == part})
     notes = {"identity": name, "source": {"location": name, "digest": ""}}
     writer.finish(config, tokenizer, notes)
-    return place
 
 
 def _weights(config: DecoderConfig) -> dict[str, np.ndarray]:
@@ -169,14 +181,13 @@ def _form(name: str, x: np.ndarray, model: Model, stem: str) -> Tensor:
 
 def _write_whole(
     folder: Path, config: DecoderConfig, tensors: Mapping[str, Any], tokenizer: Tokenizer
-) -> Path:
+) -> None:
     folder.mkdir()
     family = FAMILIES[config.family]
     half = {name: x.astype(np.float16) for name, x in tensors.items()}
     shards.save(folder / shards.SINGLE, family.stored(config, half), {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(family.write(config), indent=2))
     save_tokenizer(tokenizer, folder, longest=config.context)
-    return folder
 
 
 def _bytes(vocabulary: int) -> Tokenizer:
