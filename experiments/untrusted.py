@@ -15,6 +15,7 @@ from typing import Any
 from experiments.errors import UserError
 
 LONGEST = 100_000_000  # bytes of a text or a header
+LARGEST = 2**31 - 1  # of a count or a size
 DEEPEST = 100  # objects and lists within each other
 # What reading a damaged file raises, however careful the reader.
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,

@@ -148,7 +148,7 @@ def _with_special_tokens(
         with told("The tokenizer's post-processor fails", "fetch the model again"):
             add_bos = bos is not None and core.encode("").ids[:1] == [bos]
     stops = [eos, *_ids(model.get("eos_token_id")), *_ids(generation.get("eos_token_id"))]
-    return Tokenizer(
+    made = Tokenizer(
         core=core,
         chat_template=template,
         bos=bos,
@@ -156,6 +156,8 @@ def _with_special_tokens(
         add_bos=bool(add_bos),
         stops=tuple(dict.fromkeys(i for i in stops if i is not None)),
     )
+    made.validate()
+    return made
 
 
 def _special(core: Any, said: dict[str, Any], key: str, model: dict[str, Any]) -> int | None:
@@ -178,6 +180,4 @@ def _template(folder: Path, said: dict[str, Any]) -> str | None:
     template = said.get("chat_template")
     if isinstance(template, list):  # several, by name
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if template is not None and not isinstance(template, str):
-        raise ValueError("chat_template is no text")
     return template

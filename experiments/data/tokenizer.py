@@ -28,6 +28,14 @@ class Tokenizer:
     add_bos: bool = False  # whether the model expects bos in front of every text
     stops: tuple[int, ...] = ()  # tokens that end a generated text, eos among them
 
+    def validate(self) -> None:
+        """Raise ValueError for what is no text and no token, as files of others may say."""
+        if not isinstance(self.chat_template, str | None):
+            raise ValueError("chat_template is no text")
+        for name, i in (("bos", self.bos), ("eos", self.eos), *(("stops", i) for i in self.stops)):
+            if i is not None and not (type(i) is int and 0 <= i < 1 << 32):
+                raise ValueError(f"{name} has {i!r}, which is no token")
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, nothing added: bos in front is the caller's (`add_bos`).
 
@@ -76,7 +84,9 @@ class Tokenizer:
         core, path = read_core(folder / CORE_FILE, folder), folder / META_FILE
         with refusing(f"{path} is missing or not what planish writes", "compress the model again"):
             meta = parse_json(read_text(path, folder))
-            return cls(core=core, **{**meta, "stops": tuple(meta["stops"])})
+            made = cls(core=core, **{**meta, "stops": tuple(meta["stops"])})
+            made.validate()
+            return made
 
 
 def read_core(path: Path, folder: Path | None = None) -> tokenizers.Tokenizer:
