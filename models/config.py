@@ -12,8 +12,8 @@ type Positions = Literal["rotary", "learned"]
 
 COUNTS = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size", "feed_forward",
           "context")  # fmt: skip
-NUMBERS = ("norm_epsilon", "rope_theta", "local_theta", "qkv_clip", "attention_scale",
-           "attention_cap", "logit_cap", "embed_scale", "residual_scale", "logit_scale")  # fmt: skip
+NUMBERS = ("norm_epsilon", "rope_theta", "local_theta", "qkv_clip", "attention_scale", "logit_cap",
+           "attention_cap", "embed_scale", "residual_scale", "logit_scale")  # fmt: skip
 
 
 def _is_count(value: Any) -> bool:

@@ -137,6 +137,8 @@ def _write(name: str, model: Model, folder: Path) -> None:
     folder.mkdir(parents=True)
     family = FAMILIES[model.family]
     raw = {"architectures": [family.architecture], **SIZES, **model.settings}
+    if model.form is not None:
+        raw["num_hidden_layers"] = 1  # unpacking takes its time
     config = family.read(Raw(raw, Path(name)))
     tokenizer = (_pieces if model.pieces else _bytes)(config.vocabulary)
     tensors = {n: _form(n, x, model, name) for n, x in _weights(config).items()}

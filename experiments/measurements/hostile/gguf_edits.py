@@ -61,7 +61,7 @@ def key(rng: random.Random, content: bytearray) -> None:
             ("x", _u32(ARRAY) + _u32(UINT8) + _u64(huge)),
             ("x", _u32(ARRAY) + _u32(STRING) + _u64(huge)),
             ("x", _u32(ARRAY) + _u32(ARRAY) + _u64(huge)),
-            ("x", _u32(ARRAY) + _u32(UINT8) + _u64(2**18) + bytes(2**18)),
+            ("x", _u32(ARRAY) + _u32(UINT8) + _u64(2**12) + bytes(2**12)),
             ("x", _u32(STRING) + _u64(huge)),
             ("general.alignment", _u32(4) + _u32(rng.choice([0, 1, 3, 64, 2**31]))),
             ("general.architecture", _u32(UINT8) + b"\7"),

@@ -77,8 +77,7 @@ def _use(path: Path, refused: list[str], templates: set[Any]) -> None:
 
 
 def _read(source: Source, name: str) -> None:
-    source.read(name)
-    source.tensor(name)
+    source.read(name)  # by way of `tensor`, where it is compressed
     if hasattr(source, "stored"):  # of GGUF
         source.stored(name)
 
