@@ -22,16 +22,24 @@ class _Reader(gguf.GGUFReader):
         self._items = 0
         super().__init__(path)
 
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+    def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
             raise ValueError("it ends before what it describes")
         return super()._get(offset, dtype, count, override_order)
 
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        self._items += 1
+    def _get_field_parts(self, orig_offs: int, raw_type: Any) -> Any:
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, length = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        self._items += (count := int(length[0]))
         if self._items > MOST_ITEMS:
             raise ValueError(f"its metadata hold more than {MOST_ITEMS} values")
-        return super()._get_field_parts(orig_offs, raw_type)
+        own = gguf.GGUFValueType(kind[0])
+        if own not in self.gguf_scalar_to_np:
+            return super()._get_field_parts(orig_offs, raw_type)
+        values = self._get(orig_offs + 12, self.gguf_scalar_to_np[own], count)  # at once
+        parts = [kind, length, *values.reshape(-1, 1)]
+        return 12 + values.nbytes, parts, list(range(2, 2 + count)), [gguf.GGUFValueType.ARRAY, own]
 
 
 def open_reader(path: Path) -> gguf.GGUFReader:

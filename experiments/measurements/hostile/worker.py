@@ -24,7 +24,7 @@ def main(job: dict[str, Any]) -> None:
     models = corpus.found(Path(job["corpus"]))
     box, out = Path(job["box"]), Path(job["out"])
     templates: set[Any] = set()
-    if (first := target.examine(models[WARM], 120, templates)).kind != target.ACCEPTED:
+    if (first := target.examine(models[WARM], 120.0, templates)).kind != target.ACCEPTED:
         raise SystemExit(f"{WARM} as it was written is {first.kind}: {first.detail}")
     _limit_memory(job["memory"])
     done = len(out.read_text().splitlines()) if out.exists() else 0

@@ -183,7 +183,7 @@ def test_a_window_in_every_layer(path, tensors):
     [
         ({"llama.block_count": None}, "llama.block_count=None where a positive whole number"),
         ({"llama.attention.head_count": [3, 3]}, r"head_count=\[3, 3\] where a positive whole"),
-        ({"llama.attention.head_count_kv": 2}, "not describe a model: kv_heads=2 must divide"),
+        ({"llama.attention.head_count_kv": 2}, "not describe a model .kv_heads=2 must divide"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "lacks .*layer_norm_rms_epsilon"),
         ({"llama.expert_count": 8}, "is a mixture of experts"),
         ({"llama.rope.dimension_count": 16}, "heads of 32 channels with 16 of them rotated"),
