@@ -117,7 +117,8 @@ class DecoderConfig:
             if not _is_count(value := getattr(self, name)):
                 raise ValueError(f"{name}={value!r} must be a positive whole number.")
         for name in NUMBERS:
-            if not _is_finite(value := getattr(self, name)) and value is not None:
+            optional = type(self).__dataclass_fields__[name].default is None
+            if not _is_finite(value := getattr(self, name)) and not (value is None and optional):
                 raise ValueError(f"{name}={value!r} must be a finite number.")
         for name, kind in (("norm", Norm), ("activation", Activation), ("positions", Positions)):
             if (value := getattr(self, name)) not in (known := get_args(kind.__value__)):
