@@ -37,7 +37,7 @@ def hostile(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     portions = [(at, min(at + PORTION, count)) for at in range(0, count, PORTION)]
     with (
         progress.steps("portion", len(portions)) as step,
-        concurrent.futures.ThreadPoolExecutor(_cores()) as pool,
+        concurrent.futures.ThreadPoolExecutor(records.device()["cores"]) as pool,
         tempfile.TemporaryDirectory(dir=SHARED if SHARED.is_dir() else None) as boxes,
     ):
         jobs = [pool.submit(portion, plain["seed"], *each, settings, place, Path(boxes), models)
@@ -167,7 +167,3 @@ def _note(out: Path, seed: int, index: int, models: dict[str, Path], ended: str)
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

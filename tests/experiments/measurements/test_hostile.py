@@ -132,6 +132,8 @@ def test_a_process_that_dies_is_a_finding_of_its_file(models, tmp_path, monkeypa
     found = campaign.portion(0, 0, 6, SETTINGS, tmp_path, tmp_path, models)
     assert [row["verdict"] == target.FINDING for row in found] == [False] * 2 + [True] + [False] * 3
     assert found[2]["detail"] == "killed" and found[2]["kind"] == mutations.draw(0, 2, models).kind
+    again = campaign.portion(0, 0, 6, SETTINGS, tmp_path, tmp_path, models)  # nothing is redone
+    assert again == found
     summary = campaign.summary(found)
     assert summary["files"] == 6 and summary[target.FINDING] == 1
     assert summary["first_findings"] == [found[2]]
