@@ -1,6 +1,6 @@
 """Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
-being killed, how far estimates are off, and whether large models pass:
-python -m experiments.benchmark [what=[gptq,perplexity,memory,interruptions,estimates,scale]]
+being killed, how far estimates are off, whether large models pass, and what damaged files do:
+python -m experiments.benchmark what=[gptq,perplexity,memory,interruptions,estimates,scale,hostile]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -25,6 +25,7 @@ from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
 from experiments.evaluation import floor
 from experiments.measurements.estimates import estimates
+from experiments.measurements.hostile.campaign import hostile
 from experiments.measurements.interruptions import interruptions
 from experiments.measurements.scale import scale, write_random_model
 from experiments.runs import run as runs
@@ -47,6 +48,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "perplexity": perplexity,
         "memory": memory,
         "interruptions": lambda plain, source, folder: interruptions(plain, folder),
+        "hostile": lambda plain, source, folder: hostile(plain, folder),
         "estimates": lambda plain, source, folder: estimates(plain, source, folder, our_run),
         "scale": lambda plain, source, folder: scale(plain, source, folder, our_run),
     }
@@ -173,7 +175,8 @@ def process(command: list[str], environment: dict[str, str]) -> str:
     )
     if done.returncode:
         last = "\n".join(done.stderr.splitlines()[-15:])
-        raise UserError(f"{' '.join(command)} failed with status {done.returncode}:\n{last}")
+        progress.console.print(last, markup=False)
+        raise UserError(f"{' '.join(command)} failed with status {done.returncode}, see above.")
     return done.stdout
 
 

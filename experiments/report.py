@@ -202,6 +202,7 @@ def speed_markdown(record: Record, what: str) -> str:
         "memory": _memory_rows,
         "interruptions": _interruption_rows,
         "estimates": _estimate_rows,
+        "hostile": _hostile_rows,
     }
     header, *rows = tables[what](record["results"][what])
     device = record["device"]
@@ -280,3 +281,18 @@ def _estimate_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
         for row in results
     ]
     return [[*header, "ratio"], *rows]
+
+
+def _hostile_rows(row: dict[str, Any]) -> list[list[str]]:
+    """By the first words of a kind: what every file can have, then each format's own."""
+    groups: dict[str, list[int]] = {}
+    for kind, counts in row["kinds"].items():
+        what, own, _ = kind.partition(":")
+        name = f"{what}, edited" if own else "any bytes, any file"
+        name = "a hostile chat template" if kind == "a hostile chat template" else name
+        found = groups.setdefault(name, [0, 0, 0])
+        groups[name] = [a + b for a, b in zip(found, counts.values(), strict=True)]
+    rows = [[name, str(sum(n)), *map(str, n)] for name, n in sorted(groups.items())]
+    whole = [row[verdict] for verdict in ("accepted", "refused", "finding")]
+    header = ["damage", "files", "still valid", "refused in a sentence", "anything else"]
+    return [header, *rows, ["all", str(row["files"]), *map(str, whole)]]

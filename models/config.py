@@ -1,13 +1,28 @@
 """What a decoder is made of: sizes, and the conventions in which families differ."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple, get_args
 
 from models.rope import RopeScaling
 
 type Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 type Norm = Literal["rms", "layer"]
 type CacheElement = Literal["fp8", "int8"]
+type Positions = Literal["rotary", "learned"]
+
+COUNTS = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size", "feed_forward",
+          "context")  # fmt: skip
+NUMBERS = ("norm_epsilon", "rope_theta", "local_theta", "qkv_clip", "attention_scale", "logit_cap",
+           "attention_cap", "embed_scale", "residual_scale", "logit_scale")  # fmt: skip
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 31
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(float(value))
 
 
 class Layer(NamedTuple):
@@ -30,6 +45,11 @@ class Mixing:
     layers: tuple[int, ...] | None = None  # that have it; None: all
 
     def __post_init__(self) -> None:
+        sizes = (self.count, self.chosen, self.feed_forward)
+        if not all(map(_is_count, sizes)) or not (self.shared == 0 or _is_count(self.shared)):
+            raise ValueError(f"{self} has sizes that are no positive whole numbers.")
+        if not all(type(n) is int for n in self.layers or ()):
+            raise ValueError(f"layers={self.layers} must be whole numbers.")
         if not 0 < self.chosen <= self.count:
             raise ValueError(f"chosen={self.chosen} must be from 1 to count={self.count}.")
 
@@ -52,7 +72,7 @@ class DecoderConfig:
     post_norms: bool = False  # norms behind attention and MLP too, before they join the residual
     activation: Activation = "silu"
     gated: bool = True  # down(act(gate(x)) * up(x)), else down(act(up(x)))
-    positions: Literal["rotary", "learned"] = "rotary"
+    positions: Positions = "rotary"
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     rotated: int | None = None  # channels of a head that positions turn, the first; None: all
@@ -81,6 +101,7 @@ class DecoderConfig:
     predicts: bool = True  # the next token; else the model gives its last activations
 
     def __post_init__(self) -> None:
+        self._require_kinds()
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}.")
         rotated = self.head_size if self.rotated is None else self.rotated
@@ -91,6 +112,26 @@ class DecoderConfig:
             )
         if self.windows is not None and len(self.windows) != self.layers:
             raise ValueError(f"windows has {len(self.windows)} entries for {self.layers} layers.")
+
+    def _require_kinds(self) -> None:
+        """Configurations come from files of others: what is no such number or word is refused."""
+        for name in COUNTS:
+            if not _is_count(value := getattr(self, name)):
+                raise ValueError(f"{name}={value!r} must be a positive whole number.")
+        for name in NUMBERS:
+            optional = type(self).__dataclass_fields__[name].default is None
+            if not _is_finite(value := getattr(self, name)) and not (value is None and optional):
+                raise ValueError(f"{name}={value!r} must be a finite number.")
+        for name, kind in (("norm", Norm), ("activation", Activation), ("positions", Positions)):
+            if (value := getattr(self, name)) not in (known := get_args(kind.__value__)):
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
+        if self.cache not in (None, *(known := get_args(CacheElement.__value__))):
+            raise ValueError(f"cache={self.cache!r} must be one of {', '.join(known)}, or None.")
+        windows = [w for w in self.windows or () if w is not None]
+        if not all(map(_is_count, [*windows, *([] if self.rotated is None else [self.rotated])])):
+            raise ValueError(f"{self.windows=} and {self.rotated=} must be of whole numbers.")
+        if not all(type(n) is int for n in self.unrotated) or type(self.token_types) is not int:
+            raise ValueError(f"{self.unrotated=} and {self.token_types=} must be whole numbers.")
 
     def mixes(self, n: int) -> bool:
         """Whether a layer has experts in place of its MLP."""

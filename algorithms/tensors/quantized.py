@@ -72,6 +72,8 @@ class QuantizedTensor(CompressedTensor):
                 f"packed.shape={self.packed.shape} does not hold {o} rows of {self.columns} codes "
                 f"of {self.bits} bits."
             )
+        if not (0 < r <= max(o, 1) and 0 < c <= max(self.columns, 1)):
+            raise ValueError(f"block={self.block} does not lie within {self.shape}.")
         table = (-(-o // r), -(-self.columns // c))
         if self.scale.shape != table:
             raise ValueError(

@@ -59,7 +59,8 @@ def describe(tensor: CompressedTensor) -> dict[str, Any]:
 def tensor(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> CompressedTensor:
     """The tensor again; raises UserError for a class that this version does not know."""
     made = _build(described, arrays, "")
-    assert isinstance(made, CompressedTensor)
+    if not isinstance(made, CompressedTensor):
+        raise ValueError(f"a {type(made).__name__} is no tensor")
     made.validate()
     return made
 

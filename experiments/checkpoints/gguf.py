@@ -6,9 +6,7 @@ rotary pairs; they are put back into the two-halves order that `models.rope` use
 """
 
 import functools
-import warnings
 from pathlib import Path
-from typing import Any
 
 import gguf
 import gguf.quants
@@ -17,11 +15,13 @@ import numpy as np
 
 from algorithms.tensors import QuantizedTensor
 from experiments.checkpoints import packages
+from experiments.checkpoints.gguf_reader import Metadata, open_reader
 from experiments.checkpoints.gguf_tokenizer import read_tokenizer
 from experiments.checkpoints.layouts import gguf_blocks
 from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
+from experiments.untrusted import refusing
 from models import rope
 from models.config import DecoderConfig
 
@@ -109,85 +109,41 @@ class GGUFFile(Source):
         return packages.file_digest(self.path)
 
 
-def open_reader(path: Path) -> gguf.GGUFReader:
-    """Map the file and read its metadata. Raises UserError if it is not GGUF, or is damaged."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an overflow while a damaged size is added up
-            reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, LookupError, OverflowError, TypeError, Warning) as error:
-        raise UserError(
-            f"{path} is not a GGUF file, or is truncated or corrupt ({error}): fetch it again."
-        ) from error
-    if reader.byte_order != "I":
-        raise UserError(f"{path} has the byte order of another machine: convert it again on yours.")
-    return reader
-
-
-class Metadata:
-    """The key-value pairs of a GGUF file; "{arch}" in a key stands for its architecture."""
-
-    def __init__(self, reader: gguf.GGUFReader, path: Path):
-        self.fields, self.path = reader.fields, path
-
-    def architecture(self) -> str:
-        return str(self.get("general.architecture"))
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value as Python's own type, or `default` where the key is missing."""
-        if key.startswith("{arch}"):
-            key = self.architecture() + key.removeprefix("{arch}")
-        field = self.fields.get(key)
-        try:
-            return default if field is None else field.contents()
-        except (ValueError, LookupError) as error:
-            raise UserError(
-                f"{self.path} has an unreadable {key} ({error}): fetch it again."
-            ) from error
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """A positive whole number. Raises UserError for anything else."""
-        value = self.get(key, default)
-        if type(value) is not int or value < 1:
-            name = key.replace("{arch}", self.architecture())
-            raise UserError(
-                f"{self.path} has {name}={value!r} where a positive whole number is expected: "
-                "planish does not run such a model."
-            )
-        return value
-
-
 def read_config(metadata: Metadata, tensors: dict[str, gguf.ReaderTensor]) -> DecoderConfig:
     """Our configuration from the metadata. Raises UserError for what planish cannot run."""
+    with refusing(f"{metadata.path} does not describe a model"):
+        return _read_config(metadata, tensors)
+
+
+def _read_config(metadata: Metadata, tensors: dict[str, gguf.ReaderTensor]) -> DecoderConfig:
     _refuse_unknown_arithmetic(metadata)
     hidden, heads = metadata.count("{arch}.embedding_length"), metadata.count(HEADS)
     head_size = metadata.count("{arch}.attention.key_length", hidden // heads)
     layers, context = metadata.count("{arch}.block_count"), metadata.count("{arch}.context_length")
+    if layers > len(tensors):
+        raise ValueError(f"it has {layers} layers and {len(tensors)} tensors")
     theta = float(metadata.get("{arch}.rope.freq_base", 10000.0))
     window = metadata.get("{arch}.attention.sliding_window") or None
-    try:
-        return DecoderConfig(
-            family="mistral" if window is not None else metadata.architecture(),
-            vocabulary=_vocabulary(tensors, metadata.path),
-            hidden=hidden,
-            layers=layers,
-            heads=heads,
-            kv_heads=metadata.count("{arch}.attention.head_count_kv", heads),
-            head_size=head_size,
-            feed_forward=metadata.count("{arch}.feed_forward_length"),
-            context=context,
-            norm_epsilon=_epsilon(metadata),
-            rope_theta=theta,
-            rope_scaling=_scaling(metadata, tensors, head_size, theta),
-            windows=None if window is None else (window,) * layers,
-            tied_embeddings="output.weight" not in tensors,
-            qkv_bias="blk.0.attn_q.bias" in tensors,
-            output_bias="blk.0.attn_output.bias" in tensors,
-            mlp_bias="blk.0.ffn_gate.bias" in tensors,
-            qk_norm=metadata.architecture() == "qwen3",
-        )
-    except ValueError as error:
-        raise UserError(f"{metadata.path} does not describe a model: {error}") from error
+    return DecoderConfig(
+        family="mistral" if window is not None else metadata.architecture(),
+        vocabulary=_vocabulary(tensors, metadata.path),
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=metadata.count("{arch}.attention.head_count_kv", heads),
+        head_size=head_size,
+        feed_forward=metadata.count("{arch}.feed_forward_length"),
+        context=context,
+        norm_epsilon=_epsilon(metadata),
+        rope_theta=theta,
+        rope_scaling=_scaling(metadata, tensors, head_size, theta),
+        windows=None if window is None else (window,) * layers,
+        tied_embeddings="output.weight" not in tensors,
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        output_bias="blk.0.attn_output.bias" in tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        qk_norm=metadata.architecture() == "qwen3",
+    )
 
 
 def _refuse_unknown_arithmetic(metadata: Metadata) -> None:
@@ -257,6 +213,8 @@ def _llama3(
 ) -> rope.RopeScaling | None:
     """The scaling behind the divisors; every published Llama 3 differs in `factor` alone."""
     divisors = dequantize(tensor).astype(np.float64).ravel()
+    if divisors.size != head_size // 2:
+        raise ValueError(f"rope_freqs.weight has {divisors.size} divisors for {head_size} channels")
     scaling = rope.RopeScaling(kind="llama3", factor=float(divisors.max(initial=1.0)))
     plain = np.asarray(rope.frequencies(head_size, theta, None), np.float64)
     scaled = np.asarray(rope.frequencies(head_size, theta, scaling), np.float64)

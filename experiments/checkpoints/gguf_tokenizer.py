@@ -11,9 +11,10 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Core
 from tokenizers.models import BPE
 
-from experiments.data.tokenizer import Tokenizer
+from experiments.data.tokenizer import Tokenizer, told
 from experiments.errors import UserError
 
+LONGEST_PIECE = 1000  # characters; SentencePiece trains with 16 by default
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # llama.cpp's kinds of tokens
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,9 +36,9 @@ def read_tokenizer(get: Callable[..., Any], where: str) -> Tokenizer:
     """
     kind = get("tokenizer.ggml.model")
     pre = get("tokenizer.ggml.pre", "default")
-    pre = ALIASES.get(pre, pre)
     tokens = get("tokenizer.ggml.tokens")
-    try:
+    with told(f"{where} has a damaged tokenizer", "fetch the file again"):
+        pre = ALIASES.get(pre, pre)
         if kind == "gpt2" and pre in PATTERNS and tokens:
             core = byte_level(tokens, get("tokenizer.ggml.merges", []), pre)
         elif kind == "llama" and tokens and (scores := get("tokenizer.ggml.scores")):
@@ -49,14 +50,10 @@ def read_tokenizer(get: Callable[..., Any], where: str) -> Tokenizer:
                 f"{where} has a tokenizer that planish does not read (model {kind}, pre-tokenizer "
                 f"{pre}): it reads llama, and gpt2 with {', '.join(PATTERNS)}."
             )
-    except UserError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise UserError(
-            f"{where} has a damaged tokenizer ({error}): fetch the file again."
-        ) from error
-    _add_special(core, tokens, get("tokenizer.ggml.token_type") or [])
-    return _with_ids(core, get, llama_like=kind == "llama" or pre == "llama-bpe")
+        _add_special(core, tokens, get("tokenizer.ggml.token_type") or [])
+        made = _with_ids(core, get, llama_like=kind == "llama" or pre == "llama-bpe")
+        made.validate()
+        return made
 
 
 def _with_ids(core: Core, get: Callable[..., Any], *, llama_like: bool) -> Tokenizer:
@@ -113,6 +110,8 @@ def merges_from_scores(
     """
     special = (UNKNOWN, CONTROL, USER_DEFINED, BYTE)
     pieces = {t: i for t, i in vocabulary.items() if kinds[i] not in special}
+    if max(map(len, pieces), default=0) > LONGEST_PIECE:
+        raise ValueError(f"a piece is longer than {LONGEST_PIECE} characters")
     found = []
     for piece, i in pieces.items():
         for cut in range(1, len(piece)):

@@ -6,7 +6,6 @@ What a model's settings mean and what its tensors are called is said by its fami
 import dataclasses
 import hashlib
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,16 @@ from experiments.checkpoints.families import FAMILIES, Family
 from experiments.checkpoints.families.base import Place
 from experiments.checkpoints.families.raw import Raw
 from experiments.checkpoints.layouts.reading import QuantizedLayers, cached, readable
-from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
-from experiments.data.tokenizer import Tokenizer, read_core
+from experiments.checkpoints.sources import (
+    Source,
+    require_finite,
+    require_room,
+    require_shape,
+    shapes,
+)
+from experiments.data.tokenizer import Tokenizer, read_core, told
 from experiments.errors import UserError
+from experiments.untrusted import DAMAGE, explained, read_json, read_text, refusing
 from models.config import DecoderConfig
 
 
@@ -28,10 +34,11 @@ class HuggingFaceFolder(Source):
 
     def __init__(self, folder: Path):
         self.folder, self.location = folder, str(folder)
-        self._raw = read_json(folder / "config.json")
+        self._raw = read_json(folder / "config.json", folder)
         self.config = read_config(self._raw, folder / "config.json")
         self.family = FAMILIES[self.config.family]
         self._entries = shards.read_entries(folder)
+        require_room(self.config, len(self._entries), self.location)
         self._places = {n: self.family.places(self.config, n) for n in shapes(self.config)}
         self._quantized = QuantizedLayers(self._raw, self._entries, self._places, folder)
         self.stored_as = self._quantized.method
@@ -83,31 +90,17 @@ class HuggingFaceFolder(Source):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_json(path: Path, *, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object, or `default` where there is no such file."""
-    if default is not None and not path.is_file():
-        return default
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-        error: object = f"it holds a {type(content).__name__}"
-    except (OSError, ValueError) as caught:
-        error = caught
-    raise UserError(f"{path} is not a JSON object ({error!s}): fetch the file again.")
-
-
 def read_config(settings: dict[str, Any], path: Path) -> DecoderConfig:
     """Our configuration from a config.json. Raises UserError for what planish cannot run."""
     raw = Raw(settings, path)
-    family = _family(raw)
-    _refuse_quantized(raw)
-    description = raw.get("quantization_config")
-    cache = None if description is None else cached(description, path)
     try:
+        family = _family(raw)
+        _refuse_quantized(raw)
+        description = raw.get("quantization_config")
+        cache = None if description is None else cached(description, path)
         return dataclasses.replace(family.read(raw), cache=cache)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} does not describe a model: {error}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path} does not describe a model: {explained(error)}.") from error
 
 
 def _family(raw: Raw) -> Family:
@@ -115,7 +108,7 @@ def _family(raw: Raw) -> Family:
     by_architecture = {family.architecture: family for family in FAMILIES.values()}
     kind = FAMILIES.get(str(raw.get("model_type")))
     named = (raw.get("architectures") or ["unstated" if kind is None else kind.architecture])[0]
-    if named not in by_architecture:
+    if not isinstance(named, str) or named not in by_architecture:
         raise UserError(
             f"{raw.path} has the architecture {named}, which planish does not run: it runs "
             f"{', '.join(by_architecture)}."
@@ -134,9 +127,20 @@ def _refuse_quantized(raw: Raw) -> None:
 
 def read_tokenizer(folder: Path, model: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a folder; `model` is its config.json, asked for ids not named elsewhere."""
-    core = read_core(folder / "tokenizer.json")
-    said = read_json(folder / "tokenizer_config.json", default={})
-    generation = read_json(folder / "generation_config.json", default={})
+    core = read_core(folder / "tokenizer.json", folder)
+    said = read_json(folder / "tokenizer_config.json", folder, default={})
+    generation = read_json(folder / "generation_config.json", folder, default={})
+    with refusing(f"{folder} says what its tokenizer's special tokens are in no way that is read"):
+        return _with_special_tokens(core, said, generation, model, _template(folder, said))
+
+
+def _with_special_tokens(
+    core: Any,
+    said: dict[str, Any],
+    generation: dict[str, Any],
+    model: dict[str, Any],
+    template: str | None,
+) -> Tokenizer:
     bos = _special(core, said, "bos_token", model)
     eos = _special(core, said, "eos_token", model)
     if bos is None and eos is None:  # of an encoder, whose texts stand between these
@@ -144,16 +148,19 @@ def read_tokenizer(folder: Path, model: dict[str, Any]) -> Tokenizer:
         eos = _special(core, said, "sep_token", model)
     add_bos = said.get("add_bos_token")
     if add_bos is None:  # then the tokenizer's own post-processor decides
-        add_bos = bos is not None and core.encode("").ids[:1] == [bos]
+        with told("The tokenizer's post-processor fails", "fetch the model again"):
+            add_bos = bos is not None and core.encode("").ids[:1] == [bos]
     stops = [eos, *_ids(model.get("eos_token_id")), *_ids(generation.get("eos_token_id"))]
-    return Tokenizer(
+    made = Tokenizer(
         core=core,
-        chat_template=_template(folder, said),
+        chat_template=template,
         bos=bos,
         eos=eos,
         add_bos=bool(add_bos),
         stops=tuple(dict.fromkeys(i for i in stops if i is not None)),
     )
+    made.validate()
+    return made
 
 
 def _special(core: Any, said: dict[str, Any], key: str, model: dict[str, Any]) -> int | None:
@@ -171,9 +178,9 @@ def _ids(value: Any) -> list[int]:
 
 def _template(folder: Path, said: dict[str, Any]) -> str | None:
     """The chat template: a file of its own first, else the tokenizer's configuration."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.jinja").exists():
+        return read_text(folder / "chat_template.jinja", folder)
     template = said.get("chat_template")
     if isinstance(template, list):  # several, by name
-        return {entry["name"]: entry["template"] for entry in template}.get("default")
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template

@@ -24,10 +24,17 @@ import numpy as np
 
 from algorithms.tensors import CompressedTensor
 from experiments.checkpoints import forms, shards
-from experiments.checkpoints.sources import Source
+from experiments.checkpoints.sources import (
+    Source,
+    require_finite,
+    require_room,
+    require_shape,
+    shapes,
+)
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import kept_so_far, sync, write_whole
+from experiments.untrusted import DAMAGE, explained, parse_json, read_json, refusing, require_file
 from models.config import DecoderConfig, Mixing
 from models.rope import RopeScaling
 
@@ -55,15 +62,15 @@ class Part:
     """What one part of a checkpoint holds, read back and compared with its digest."""
 
     def __init__(self, path: Path):
-        """Raises ValueError or OSError if the file is not whole."""
-        description = json.loads(shards.read_metadata(path)["planish"])
+        """Raises UserError or one of DAMAGE if the file is not whole."""
+        description = parse_json(shards.read_metadata(path)["planish"])
         self.digest: str = description["digest"]
         self.described: dict[str, dict[str, Any]] = description["tensors"]
         self.trees: dict[str, dict[str, np.ndarray]] = {}
         for full, entry in shards.read_header(path).items():
             name, _, field = full.rpartition(":")
             self.trees.setdefault(name, {})[field] = entry.open()
-        if _digest(self.trees, self.described) != self.digest:
+        if digest(self.trees, self.described) != self.digest:
             raise ValueError("its content does not match its digest")
 
     def tensor(self, name: str) -> Tensor:
@@ -100,7 +107,7 @@ class CheckpointWriter:
                 raise ValueError("it was being written")
             part = Part(path)
             self.parts[path.stem] = PartNote(part.digest, part.described)
-        except (UserError, ValueError, OSError, KeyError, TypeError):
+        except (UserError, *DAMAGE):
             if path.suffix == SUFFIX:
                 self.damaged.append(path.stem)
             path.unlink()
@@ -109,7 +116,7 @@ class CheckpointWriter:
         """Write one part: tensors by full name, all of this part."""
         described = {name: _describe(tensor) for name, tensor in sorted(tensors.items())}
         trees = {name: _fields(tensor) for name, tensor in tensors.items()}
-        note = PartNote(_digest(trees, described), described)
+        note = PartNote(digest(trees, described), described)
         self._check()
         with kept_so_far(self.folder, "the checkpoint "):
             _save(self._path(part), trees, note)
@@ -153,17 +160,23 @@ class Checkpoint(Source):
 
     def __init__(self, folder: Path):
         self.location, self._folder = str(folder), folder
-        try:
-            self.description = json.loads((folder / DESCRIPTION).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder / DESCRIPTION} cannot be read as JSON: {error}.") from error
+        self.description = read_json(folder / DESCRIPTION, folder)
         if self.description.get("format") != FORMAT:
             raise UserError(
                 f"{folder} has checkpoint format {self.description.get('format')!r}; this version "
                 f"reads format {FORMAT}: compress the model again."
             )
-        self.config = _config(self.description["architecture"])
+        with refusing(f"{folder / DESCRIPTION} does not describe a model"):
+            self.config = _config(self.description["architecture"])
+            self._require_tensors()
         self._part = functools.lru_cache(maxsize=1)(self._read_part)
+
+    def _require_tensors(self) -> None:
+        held = self.description["tensors"]
+        require_room(self.config, len(held), self.location)
+        lacking = sorted(shapes(self.config).keys() ^ held.keys())
+        if lacking or not isinstance(self.description["digests"], dict):
+            raise ValueError(f"its tensors are not those of its architecture, {lacking[:1]}")
 
     def names(self) -> frozenset[str]:
         return frozenset(self.description["tensors"])
@@ -172,13 +185,17 @@ class Checkpoint(Source):
         """A dense array, or a compressed tensor as it is stored."""
         if name not in self.description["tensors"]:
             raise UserError(f"{self.location} has no tensor {name}.")
-        return self._part(part_of(name)).tensor(name)
+        with refusing(f"{name} in {self.location} is damaged", "compress the model again"):
+            tensor = self._part(part_of(name)).tensor(name)
+            require_shape(tuple(tensor.shape), shapes(self.config)[name], name, self.location)
+            return tensor
 
     def read(self, name: str) -> np.ndarray:
         tensor = self.tensor(name)
-        if isinstance(tensor, CompressedTensor):
-            return np.asarray(tensor.dequantize())
-        return np.asarray(tensor)
+        with refusing(f"{name} in {self.location} is damaged", "compress the model again"):
+            dense = tensor.dequantize() if isinstance(tensor, CompressedTensor) else tensor
+            require_finite(np.asarray(dense), name, self.location)
+            return np.asarray(dense)
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self._folder / "tokenizer")
@@ -188,12 +205,12 @@ class Checkpoint(Source):
         return hashlib.sha256((self._folder / DESCRIPTION).read_bytes()).hexdigest()
 
     def _read_part(self, name: str) -> Part:
-        path = self._folder / "parts" / f"{name}{SUFFIX}"
+        path = require_file(self._folder / "parts" / f"{name}{SUFFIX}", self._folder)
         try:
             part = Part(path)
-        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        except (UserError, *DAMAGE) as error:
             raise UserError(
-                f"{path} cannot be read, the checkpoint is damaged: {error}."
+                f"{path} cannot be read, the checkpoint is damaged: {explained(error)}."
             ) from error
         if part.digest != self.description["digests"].get(name):
             raise UserError(
@@ -225,7 +242,7 @@ def _describe(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _digest(trees: Trees, described: Mapping[str, Any]) -> str:
+def digest(trees: Trees, described: Mapping[str, Any]) -> str:
     total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(trees):
         for field, array in sorted(trees[name].items()):

@@ -7,12 +7,11 @@ the file before anything is mapped. It is written here too: the library writes s
 no fixed order.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from experiments.errors import UserError
 from experiments.files import sync
+from experiments.untrusted import parse_json, read_text, refusing, require_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # of weights
@@ -44,6 +44,8 @@ class Entry:
 
     def open(self) -> np.ndarray:
         """The tensor as a read-only view of the file."""
+        if self.start == self.stop:  # which cannot be mapped
+            return np.zeros(self.shape, STORAGE[self.storage])
         raw = np.memmap(self.file, np.uint8, "r", self.start, self.stop - self.start)
         return raw.view(STORAGE[self.storage]).reshape(self.shape)
 
@@ -53,37 +55,34 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises UserError if there are none, one is missing, or the index names a path outside.
     """
-    if (folder / INDEX).is_file():
+    if (folder / INDEX).exists():
         return [_inside(folder, name) for name in sorted(_shard_names(folder / INDEX))]
-    if not (folder / SINGLE).is_file():
+    if not (folder / SINGLE).exists():
         raise UserError(
             f"There is neither {SINGLE} nor {INDEX} in {folder}: planish reads safetensors only, "
             "so save the model's weights in that format."
         )
-    return [folder / SINGLE]
+    return [require_file(folder / SINGLE, folder)]
 
 
 def _shard_names(index: Path) -> set[str]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if names and all(isinstance(name, str) for name in names):
-            return names
-        error: object = "its weight_map names no files"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as caught:
-        error = caught
-    raise UserError(f"{index} is not an index of safetensors ({error!s}): fetch it again.")
+    with refusing(f"{index} is not an index of safetensors"):
+        names = set(parse_json(read_text(index, index.parent))["weight_map"].values())
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("its weight_map names no files")
+        return names
 
 
 def _inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name)  # the name alone decides: caches link files from elsewhere
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
+    if len(name) > 255 or parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
         raise UserError(
             f"{folder / INDEX} names the file {name!r}, which lies outside its folder: do not "
             "trust this model."
         )
-    if not (folder / parts).is_file():
+    if not os.path.lexists(folder / parts):
         raise UserError(f"{folder} lacks the file {name} that its index names: fetch it again.")
-    return folder / parts
+    return require_file(folder / parts, folder)
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:
@@ -96,14 +95,14 @@ def read_entries(folder: Path) -> dict[str, Entry]:
 
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of one file. Raises UserError if it is truncated or corrupt."""
-    with _refusing(file):
+    with refusing(f"{file} is truncated or corrupt", "fetch the file again"):
         header, origin, size = _header(file)
         return _entries(file, header, origin, size)
 
 
 def read_metadata(file: Path) -> dict[str, str]:
     """What a file says of itself. Raises UserError if it is truncated or corrupt."""
-    with _refusing(file):
+    with refusing(f"{file} is truncated or corrupt", "fetch the file again"):
         return dict(_header(file)[0]["__metadata__"])
 
 
@@ -114,17 +113,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(LONGEST_HEADER, size - 8):
             raise ValueError(f"its {size} bytes end inside the header")
-        return json.loads(stream.read(length)), 8 + length, size
-
-
-@contextlib.contextmanager
-def _refusing(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is truncated or corrupt ({error!s}): fetch the file again."
-        ) from error
+        return parse_json(stream.read(length)), 8 + length, size
 
 
 def _entries(file: Path, header: dict[str, Any], origin: int, size: int) -> dict[str, Entry]:
@@ -132,17 +121,33 @@ def _entries(file: Path, header: dict[str, Any], origin: int, size: int) -> dict
     for name, info in header.items():
         if name == "__metadata__":
             continue
-        start, stop = (int(offset) for offset in info["data_offsets"])
-        shape = tuple(int(n) for n in info["shape"])
+        (start, stop), shape = map(_whole, (info["data_offsets"], info["shape"]))
         _check_range(name, info["dtype"], shape, start, stop, size - origin)
         entries[name] = Entry(file, info["dtype"], shape, origin + start, origin + stop)
+    _require_no_gaps(entries, origin, size)
     return entries
+
+
+def _whole(numbers: Sequence[Any]) -> tuple[int, ...]:
+    if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f"{numbers} are not all whole numbers")
+    return tuple(numbers)
+
+
+def _require_no_gaps(entries: Mapping[str, Entry], origin: int, size: int) -> None:
+    """Each byte belongs to one tensor: the format has it so, and nothing else hides in a file."""
+    ends = sorted((entry.start, entry.stop, name) for name, entry in entries.items())
+    for (_, stop, _), (start, _, name) in zip([(0, origin, ""), *ends], ends, strict=False):
+        if start != stop:
+            raise ValueError(f"{name} does not begin where the tensor before it ends")
+    if max((stop for _, stop, _ in ends), default=origin) != size:
+        raise ValueError("bytes follow the last tensor")
 
 
 def _check_range(
     name: str, storage: str, shape: tuple[int, ...], start: int, stop: int, room: int
 ) -> None:
-    if not 0 <= start <= stop <= room or min(shape, default=0) < 0:
+    if not start <= stop <= room:
         raise ValueError(f"{name} lies at bytes {start}:{stop} of {room}")
     if storage in STORAGE:
         needed = math.prod(shape) * np.dtype(STORAGE[storage]).itemsize

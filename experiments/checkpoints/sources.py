@@ -23,6 +23,7 @@ from algorithms.kv_cache import SCALES
 from experiments.checkpoints import packages
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
+from experiments.untrusted import refusing, require_file
 from models.config import DecoderConfig
 from models.decoder import Stem, Tail, build_block
 
@@ -110,6 +111,17 @@ def require_shape(
         )
 
 
+def require_room(config: DecoderConfig, tensors: int, where: str) -> None:
+    """Refuse a config of more layers or experts than there are tensors, before any is listed."""
+    experts = 1 if config.experts is None else config.experts.count
+    mixing = 0 if config.experts is None else sum(map(config.mixes, range(config.layers)))
+    if max(config.layers, mixing * experts) > tensors:
+        raise UserError(
+            f"{where} holds {tensors} tensors, too few for the {config.layers} layers with "
+            f"{experts} experts that its configuration says: fetch the model again."
+        )
+
+
 def require_finite(x: np.ndarray, tensor: str, where: str) -> None:
     """Refuse a tensor with NaN or infinity in it."""
     bad = x.size - int(np.isfinite(x).sum())
@@ -126,7 +138,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     Raises UserError if there is nothing, or nothing that planish can read.
     """
     at = Path(path).expanduser()
-    if not at.exists():
+    if not os.path.lexists(at):
         raise UserError(f"There is no file or folder at {at}: check the path.")
     # The readers derive from Source, so they are imported only here.
     from experiments.checkpoints import gguf, huggingface, planish
@@ -145,11 +157,11 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 
 def _starts_with_magic(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    with (
+        refusing(f"{path} cannot be read", "check the path"),
+        require_file(path).open("rb") as file,
+    ):
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def embedded_folder(

@@ -1,21 +1,18 @@
 """Text to tokens and back, with the model's own special tokens and chat template."""
 
+import contextlib
 import dataclasses
-import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
 import numpy as np
 import tokenizers
 from jaxtyping import Int
 
+from experiments.data import chat
 from experiments.errors import UserError
+from experiments.untrusted import parse_json, read_text, refusing, require_file
 
 CORE_FILE, META_FILE = "tokenizer.json", "planish_tokenizer.json"  # of a saved tokenizer
 
@@ -31,18 +28,28 @@ class Tokenizer:
     add_bos: bool = False  # whether the model expects bos in front of every text
     stops: tuple[int, ...] = ()  # tokens that end a generated text, eos among them
 
+    def validate(self) -> None:
+        """Raise ValueError for what is no text and no token, as files of others may say."""
+        if not isinstance(self.chat_template, str | None):
+            raise ValueError("chat_template is no text")
+        for name, i in (("bos", self.bos), ("eos", self.eos), *(("stops", i) for i in self.stops)):
+            if i is not None and not (type(i) is int and 0 <= i < 1 << 32):
+                raise ValueError(f"{name} has {i!r}, which is no token")
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, nothing added: bos in front is the caller's (`add_bos`).
 
         With `special`, text that spells a special token becomes that token; without, it is text
         like any other, so that a document cannot forge the end of a turn.
         """
-        self.core.encode_special_tokens = not special
-        return self.core.encode(text, add_special_tokens=False).ids
+        with told("The model's tokenizer fails on this text", "give it another text or tokenizer"):
+            self.core.encode_special_tokens = not special
+            return self.core.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " T"], *, special: bool = False) -> str:
         """Text of token ids; special tokens are spelled out with `special`, else left out."""
-        return self.core.decode([int(i) for i in ids], skip_special_tokens=not special)
+        with told("The model's tokenizer fails on these tokens", "fetch the model again"):
+            return self.core.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation in the model's own template, the assistant's turn opened.
@@ -52,21 +59,17 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise UserError("The model has no chat template: give it plain text instead.")
+        named = {"bos_token": self.bos, "eos_token": self.eos}
+        spelled = {k: self.core.id_to_token(i) for k, i in named.items() if i is not None}
+        variables = {"tools": None, "documents": None, "add_generation_prompt": True, **spelled}
         try:
-            text = self._render(self.chat_template, messages)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            text = chat.render(self.chat_template, {"messages": list(messages), **variables})
+        except ValueError as error:
             raise UserError(
                 f"The model's chat template fails ({error}): check the roles of the messages, or "
                 "give the model plain text instead."
             ) from error
         return self.encode(text, special=True)
-
-    def _render(self, template: str, messages: Sequence[dict[str, str]]) -> str:
-        named = {"bos_token": self.bos, "eos_token": self.eos}
-        spelled = {k: self.core.id_to_token(i) for k, i in named.items() if i is not None}
-        variables = {"tools": None, "documents": None, "add_generation_prompt": True, **spelled}
-        compiled = _environment().from_string(template)
-        return compiled.render(messages=list(messages), **variables)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into an existing folder, for `load`."""
@@ -78,61 +81,39 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Read what `save` wrote. Raises UserError if it is missing or damaged."""
-        core, path = read_core(folder / CORE_FILE), folder / META_FILE
-        try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
-            return cls(core=core, **{**meta, "stops": tuple(meta["stops"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is missing or not what planish writes ({error}): the checkpoint is "
-                "damaged, so compress the model again."
-            ) from error
+        core, path = read_core(folder / CORE_FILE, folder), folder / META_FILE
+        with refusing(f"{path} is missing or not what planish writes", "compress the model again"):
+            meta = parse_json(read_text(path, folder))
+            made = cls(core=core, **{**meta, "stops": tuple(meta["stops"])})
+            made.validate()
+            return made
 
 
-def read_core(path: Path) -> tokenizers.Tokenizer:
-    """Read a tokenizer.json. Raises UserError if it is missing or damaged."""
-    if not path.is_file():
+def read_core(path: Path, folder: Path | None = None) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json, of a folder. Raises UserError if it is missing or damaged."""
+    if not path.exists():
         raise UserError(
             f"There is no {path.name} in {path.parent}: planish needs that file, so save the "
             "model's fast tokenizer into the folder."
         )
-    try:
-        core = tokenizers.Tokenizer.from_file(str(path))
+    require_file(path, folder)
+    with told(f"{path} is not a tokenizer that the tokenizers library reads", "fetch it again"):
+        core = tokenizers.Tokenizer.from_str(read_text(path, folder))
         core.no_truncation()  # a long text is cut into windows, not cut off
         core.no_padding()
         return core
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(
-            f"{path} is not a tokenizer that the tokenizers library reads ({error}): fetch the "
-            "file again."
-        ) from error
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """Jinja as chat templates expect it, unable to reach anything outside its variables."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment
-
-
-class _Generation(jinja2.ext.Extension):
-    """{% generation %} marks the assistant's words for training; rendered, it changes nothing."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes for HTML, which no model was trained on.
-    return json.dumps(value, **{"ensure_ascii": False, "indent": indent, **options})
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+@contextlib.contextmanager
+def told(what: str, advice: str) -> Iterator[None]:
+    """Whatever the tokenizers library raises as one sentence: it raises nothing narrower than
+    Exception, and where its Rust code panics, not even that.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({error}): {advice}.") from error

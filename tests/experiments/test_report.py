@@ -151,3 +151,24 @@ def test_speed_is_shown_with_its_machine():
     assert "2 cores (x86_64), jax 0.11.2" in shown
     assert "| 30.0 | 1.0 | – | – | – | – |" in report.speed_markdown(benchmark, "perplexity")
     assert "| 4 | 1.000 | 1.000 |" in report.speed_markdown(benchmark, "memory")
+
+
+def test_damaged_files_are_shown_by_what_was_damaged():
+    def counts(a, r, f):
+        return {"accepted": a, "refused": r, "finding": f}
+
+    kinds = {
+        "cut off": counts(1, 9, 0),
+        "extended": counts(2, 3, 0),
+        "GGUF: a name": counts(0, 4, 1),
+    }
+    row = {"files": 20, **counts(3, 16, 1), "kinds": kinds}
+    benchmark = record() | dict(
+        results=dict(hostile=row),
+        device=dict(cores=2, machine="x86_64"),
+        versions=dict(jax="0.11.2"),
+    )
+    shown = report.speed_markdown(benchmark, "hostile")
+    assert "| any bytes, any file | 15 | 3 | 12 | 0 |" in shown
+    assert "| GGUF, edited | 5 | 0 | 4 | 1 |" in shown
+    assert "| all | 20 | 3 | 16 | 1 |" in shown

@@ -168,7 +168,7 @@ def decoder_sizes(raw: Raw) -> dict[str, Any]:
     return {
         "vocabulary": raw.count("vocab_size"),
         "hidden": hidden,
-        "layers": raw.count("num_hidden_layers"),
+        "layers": raw.layers(),
         "heads": heads,
         "kv_heads": raw.get("num_key_value_heads") or heads,
         "head_size": raw.get("head_dim") or hidden // heads,
@@ -193,7 +193,7 @@ def full_head_sizes(
     return {
         "vocabulary": raw.count("vocab_size"),
         "hidden": width,
-        "layers": raw.count(layers),
+        "layers": raw.layers(layers),
         "heads": count,
         "kv_heads": count,
         "head_size": width // count,

@@ -34,7 +34,7 @@ def _common(raw: Raw, every: int) -> dict[str, Any]:
     raw.require("use_bidirectional_attention", None, False)
     bias = bool(raw.get("attention_bias"))
     types = [FULL if (n + 1) % every == 0 else SLIDING
-             for n in range(raw.count("num_hidden_layers"))]  # fmt: skip
+             for n in range(raw.layers())]  # fmt: skip
     return {
         "post_norms": True,
         "activation": raw.activation("hidden_activation", "gelu_pytorch_tanh"),

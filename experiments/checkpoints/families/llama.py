@@ -26,7 +26,7 @@ def llama_config(raw: Raw) -> dict[str, Any]:
 
 def smollm3_config(raw: Raw) -> dict[str, Any]:
     """Every fourth layer has no positions; it may have a window."""
-    layers, every = raw.count("num_hidden_layers"), raw.count("no_rope_layer_interval", 4)
+    layers, every = raw.layers(), raw.count("no_rope_layer_interval", 4)
     turned = raw.get("no_rope_layers") or [int((n + 1) % every != 0) for n in range(layers)]
     window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
     types = raw.layer_types([SLIDING if window and not here else FULL for here in turned])

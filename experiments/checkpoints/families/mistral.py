@@ -14,7 +14,7 @@ from models.config import DecoderConfig
 
 def config(raw: Raw) -> dict[str, Any]:
     raw.require("hidden_act", "silu", "swish")
-    types = [SLIDING] * raw.count("num_hidden_layers")
+    types = [SLIDING] * raw.layers()
     return {
         **rotary(raw),
         "tied_embeddings": bool(raw.get("tie_word_embeddings", False)),

@@ -33,14 +33,14 @@ def mixtral_config(raw: Raw) -> dict[str, Any]:
     window = raw.get("sliding_window")
     return {
         **mistral_config(raw), **rotary(raw, theta=1e6), "experts": experts,
-        "windows": None if window is None else (window,) * raw.count("num_hidden_layers"),
+        "windows": None if window is None else (window,) * raw.layers(),
     }  # fmt: skip
 
 
 def _qwen_experts(raw: Raw, count: int, chosen: int, shared: int) -> Mixing:
     """In every layer whose number decoder_sparse_step divides, but for mlp_only_layers."""
     step, plain = raw.count("decoder_sparse_step", 1), raw.get("mlp_only_layers") or []
-    layers = [n for n in range(raw.count("num_hidden_layers"))
+    layers = [n for n in range(raw.layers())
               if n not in plain and (n + 1) % step == 0]  # fmt: skip
     return Mixing(
         count=raw.count("num_experts", raw.get("num_local_experts", count)),

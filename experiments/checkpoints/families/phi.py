@@ -15,7 +15,7 @@ from experiments.checkpoints.families.raw import SLIDING, Raw
 
 def config(raw: Raw) -> dict[str, Any]:
     raw.require("hidden_act", "silu", "swish")
-    types = [SLIDING] * raw.count("num_hidden_layers")
+    types = [SLIDING] * raw.layers()
     return {
         **rotary(raw, sizes(raw)["head_size"]),
         "tied_embeddings": bool(raw.get("tie_word_embeddings", False)),

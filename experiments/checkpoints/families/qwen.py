@@ -16,7 +16,7 @@ from models.config import DecoderConfig
 
 def _common(raw: Raw) -> dict[str, Any]:
     raw.require("hidden_act", "silu", "swish")
-    layers, first = raw.count("num_hidden_layers"), raw.get("max_window_layers", 28)
+    layers, first = raw.layers(), raw.get("max_window_layers", 28)
     window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window") else None
     types = raw.layer_types([FULL if n < first else SLIDING for n in range(layers)])
     return {

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.errors import UserError
+from experiments.untrusted import LARGEST
 from models.rope import RopeScaling
 
+MOST_LAYERS = 10_000
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {
     "silu": "silu",
@@ -49,16 +51,25 @@ class Raw:
     def count(self, key: str, default: int | None = None) -> int:
         """A positive whole number."""
         value = self.get(key, default)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 0 < value <= LARGEST:
             raise UserError(
                 f"{self.path} has {key}={value!r} where a positive whole number is expected: fetch "
                 "the file again."
             )
         return value
 
+    def layers(self, key: str = "num_hidden_layers") -> int:
+        """How many blocks there are, of which lists are made before any tensor is looked for."""
+        if (layers := self.count(key)) > MOST_LAYERS:
+            raise UserError(
+                f"{self.path} has {key}={layers}, and planish runs up to {MOST_LAYERS} layers: "
+                "fetch the file again."
+            )
+        return layers
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not math.isfinite(float(value)):
             raise UserError(
                 f"{self.path} has {key}={value!r} where a number is expected: fetch the file again."
             )

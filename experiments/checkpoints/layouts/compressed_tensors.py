@@ -30,7 +30,6 @@ a scale for every run of columns that stay together.
 """
 
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -41,6 +40,7 @@ from algorithms.tensors import CompressedTensor, QuantizedInput, QuantizedTensor
 from experiments.checkpoints.layouts import codes, schemes
 from experiments.checkpoints.layouts import scheme_weights as weights
 from experiments.checkpoints.layouts.base import Arrays, Layout, Scheme
+from experiments.checkpoints.layouts.patterns import compiled
 
 VERSION = "0.19.0"  # of the library whose conventions these are
 TABLES = ("embed_tokens", "wte")  # modules that are no linear layers
@@ -163,7 +163,7 @@ def _first(targets: Iterable[str], name: str) -> str | None:
     kind = "Embedding" if _is_table(name) else "Linear"
     for target in ordered:
         pattern = target.removeprefix("re:")
-        if target == name or pattern != target and re.match(pattern, name):
+        if target == name or pattern != target and compiled(pattern).match(name):
             return target
     return kind if kind in ordered else None
 

@@ -22,10 +22,8 @@ rounded to float16 once; with float32 scales it is ours.
 """
 
 import collections
-import functools
 import json
 import math
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -35,6 +33,7 @@ import numpy as np
 from algorithms.tensors import CompressedTensor, QuantizedTensor
 from experiments.checkpoints.layouts import grids
 from experiments.checkpoints.layouts.base import Arrays, Layout, Scheme
+from experiments.checkpoints.layouts.patterns import compiled
 from kernels import packing
 
 BITS = (2, 3, 4, 8)
@@ -231,25 +230,9 @@ def _override(name: str, dynamic: Any) -> Mapping[str, Any] | None:
     ordered = sorted(dynamic.items(), key=lambda item: not item[0].startswith("-"))
     for pattern, setting in ordered:
         bare = pattern[2:] if pattern[:2] in ("-:", "+:") else pattern
-        if _compiled(bare).match(name):
+        if compiled(bare).match(name):
             return None if pattern.startswith("-:") else setting
     return {}
-
-
-@functools.lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern that is matched in reasonable time, whoever wrote it."""
-    bare = re.sub(r"\\.", "_", pattern)
-    tame = len(re.findall(r"[*+{]", bare)) <= 4 and not re.search(r"[)][*+?{]|[(][?][^:]", bare)
-    try:
-        if tame:
-            return re.compile(pattern)
-        error: object = "it repeats too much"
-    except (re.error, OverflowError, RecursionError) as caught:
-        error = caught
-    raise ValueError(
-        f"{pattern!r} in `dynamic` of the quantization_config is no pattern that is read: {error}."
-    )
 
 
 def _require_shapes(arrays: Arrays, scheme: Scheme) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
 from experiments.checkpoints.layouts.gptq import GPTQ
 from experiments.checkpoints.shards import TYPES, Entry
 from experiments.errors import UserError
+from experiments.untrusted import DAMAGE, explained
 
 LAYOUTS: dict[str, Callable[[], Layout]] = {
     layout.method: layout for layout in (CompressedTensors, GPTQ, AWQ)
@@ -53,10 +54,10 @@ class QuantizedLayers:
         modules = dict.fromkeys(_module(place) for place in matrices)
         try:
             schemes = self._layout.parse(description, list(modules))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             raise UserError(
                 f"{folder / 'config.json'} has a quantization_config that planish does not read: "
-                f"{error}."
+                f"{explained(error)}."
             ) from error
         self.schemes = {
             module: s for module, s in schemes.items() if s is not None and not self._dense(module)
@@ -100,10 +101,10 @@ class QuantizedLayers:
             made = self._layout.decode(self.arrays(module), self.schemes[module])
             if made.shape != shape:
                 raise ValueError(f"it has shape {made.shape} where config.json says {shape}")
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except DAMAGE as error:
             raise UserError(
-                f"{module} in {self._folder} is not what {self._layout.method} stores ({error}): "
-                "fetch the model again."
+                f"{module} in {self._folder} is not what {self._layout.method} stores "
+                f"({explained(error)}): fetch the model again."
             ) from error
         return made
 
@@ -118,9 +119,9 @@ def cached(description: Mapping[str, Any], where: Path) -> Any:
     """What a quantization_config says that keys and values are rounded onto."""
     try:
         return LAYOUTS[description["quant_method"]]().cached(description)
-    except (ValueError, AttributeError) as error:
+    except DAMAGE as error:
         raise UserError(
-            f"{where} has a quantization_config that planish does not read: {error}."
+            f"{where} has a quantization_config that planish does not read: {explained(error)}."
         ) from error
 
 

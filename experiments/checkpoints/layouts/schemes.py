@@ -78,11 +78,13 @@ def block_of(args: Args, shape: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) that share a scale in a weight of this shape; raises ValueError."""
     (o, i), strategy = shape, args["strategy"]
     if strategy in ("group", "tensor_group"):
-        if i % args["group_size"]:
+        if args["group_size"] < 1 or i % args["group_size"]:
             raise ValueError(f"groups of {args['group_size']} do not divide {i} columns")
         return 1, args["group_size"]
     if strategy == "block":
         r, c = args["block_structure"]
+        if min(r, c) < 1:
+            raise ValueError(f"blocks of {r} x {c} hold nothing")
         return min(r, o), min(c, i)
     if strategy not in ("channel", "tensor"):
         raise ValueError(f"strategy {strategy} is not read for weights")

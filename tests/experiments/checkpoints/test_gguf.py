@@ -1,6 +1,7 @@
 """GGUF files: values against the `gguf` package's own dequantizer, metadata, and damage."""
 
 import dataclasses
+import os
 import struct
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def test_a_window_in_every_layer(path, tensors):
     [
         ({"llama.block_count": None}, "llama.block_count=None where a positive whole number"),
         ({"llama.attention.head_count": [3, 3]}, r"head_count=\[3, 3\] where a positive whole"),
-        ({"llama.attention.head_count_kv": 2}, "not describe a model: kv_heads=2 must divide"),
+        ({"llama.attention.head_count_kv": 2}, "not describe a model .kv_heads=2 must divide"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "lacks .*layer_norm_rms_epsilon"),
         ({"llama.expert_count": 8}, "is a mixture of experts"),
         ({"llama.rope.dimension_count": 16}, "heads of 32 channels with 16 of them rotated"),
@@ -315,3 +316,62 @@ def test_the_embedded_models_tensors(smollm2):
             expected = expected.reshape(heads, 32, 2, 576).swapaxes(1, 2).reshape(-1, 576)
         read = smollm2.read(f"blocks.7.attention.{ours}.weight")
         np.testing.assert_array_equal(read, expected)
+
+
+def with_key(path, value):
+    """The file with one more key in front; value: its type and bytes."""
+    whole = path.read_bytes()
+    label = b"k" * (56 - len(value) % 32)  # what follows stays aligned
+    tensors, keys = struct.unpack("<QQ", whole[8:24])
+    key = struct.pack("<Q", len(label)) + label + value
+    path.write_bytes(whole[:8] + struct.pack("<QQ", tensors, keys + 1) + key + whole[24:])
+
+
+ARRAY, UINT8, STRING = 9, 0, 8
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        struct.pack("<IIQ", ARRAY, UINT8, 1 << 60),  # nothing is read there: a loop without an end
+        struct.pack("<IIQ", ARRAY, STRING, 1 << 60),
+        struct.pack("<IIQ", ARRAY, UINT8, 1_000_000),
+        struct.pack("<I", ARRAY) + struct.pack("<IQ", ARRAY, 1) * 5000 + struct.pack("<IQ", 0, 0),
+        struct.pack("<IQ", STRING, 1 << 63),
+    ],
+)
+def test_what_a_file_does_not_hold_is_not_counted_through(path, tensors, value):
+    write_gguf(path, tensors, gguf_metadata())
+    with_key(path, value)
+    with pytest.raises(UserError, match="model.gguf .* truncated or corrupt"):
+        open_source(path)
+
+
+def test_arrays_of_numbers_are_read_at_once(path, tensors):
+    write_gguf(path, tensors, gguf_metadata())
+    with_key(path, struct.pack("<IIQ3h", ARRAY, 3, 3, -1, 2, 300))
+    (key,) = [key for key in open_source(path)._metadata.fields if key.startswith("kkk")]
+    assert open_source(path)._metadata.get(key) == [-1, 2, 300]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"llama.block_count": 2**31}, "positive whole number"),
+        ({"llama.block_count": 10**9}, "1000000000 layers and 21 tensors"),
+        ({"llama.rope.freq_base": float("inf")}, "rope_theta=inf"),
+        ({"tokenizer.ggml.tokens": [1, 2, 3]}, "damaged tokenizer"),
+        ({"tokenizer.ggml.bos_token_id": "<s>"}, "damaged tokenizer"),
+        ({"tokenizer.chat_template": 3}, "damaged tokenizer"),
+    ],
+)
+def test_metadata_of_another_kind(path, tensors, changes, sentence):
+    write_gguf(path, tensors, gguf_metadata() | changes)
+    with pytest.raises(UserError, match=sentence):
+        open_source(path).tokenizer()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(UserError, match="model.gguf is missing or no ordinary file"):
+        open_source(tmp_path / "model.gguf")

@@ -271,3 +271,35 @@ def test_the_digest_follows_the_content(tmp_path, cached):
 def test_a_source_names_its_place(tmp_path):
     write_folder(tmp_path, LLAMA)
     assert HuggingFaceFolder(tmp_path).location == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_hidden_layers": 10**9}, "up to 10000 layers"),
+        ({"num_hidden_layers": 10_000}, "tensors, too few for the 10000 layers"),
+        ({"vocab_size": 10**12}, "positive whole number"),
+        ({"num_key_value_heads": "1"}, "does not describe a model"),
+        ({"head_dim": -32}, "head_size=-32 must be a positive whole number"),
+        ({"rope_theta": "x"}, "incomplete rotary parameters"),
+        ({"rope_scaling": 3}, "does not describe a model"),
+        ({"rope_scaling": {"rope_type": []}}, "does not describe a model"),
+        ({"architectures": [["x"]]}, "has the architecture"),
+        ({"architectures": {}}, "has the architecture|describe"),
+        ({"quantization_config": {"quant_method": []}}, "does not describe a model"),
+    ],
+)
+def test_settings_of_another_kind(tmp_path, changes, sentence):
+    write_folder(tmp_path, LLAMA)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | changes))
+    with pytest.raises(UserError, match=sentence):
+        open_source(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    write_folder(tmp_path / "model", LLAMA)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to("../elsewhere")
+    with pytest.raises(UserError, match="model.safetensors leads outside its folder"):
+        open_source(tmp_path / "model")

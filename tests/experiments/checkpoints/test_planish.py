@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.checkpoints import shards
 from experiments.checkpoints.loading import load_model
-from experiments.checkpoints.planish import Checkpoint, CheckpointWriter
+from experiments.checkpoints.planish import Checkpoint, CheckpointWriter, Part, digest, part_of
 from experiments.checkpoints.sources import open_source
 from experiments.errors import UserError
 from experiments.recipes import Recipe
@@ -15,6 +16,7 @@ from models.config import DecoderConfig
 from models.rope import RopeScaling
 from tests.algorithms.integers import rtn
 from tests.experiments import tiny
+from tests.experiments.checkpoints.synthetic import random_tensors
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,9 @@ def test_every_architecture_survives(tmp_path):
         context=64, windows=(None, 5), tied_embeddings=True, qkv_bias=True, qk_norm=True,
         rope_scaling=RopeScaling(kind="llama3", factor=8.0),
     )  # fmt: skip
-    writer = CheckpointWriter(tmp_path / "c")
+    writer, tensors = CheckpointWriter(tmp_path / "c"), random_tensors(config)
+    for part in dict.fromkeys(map(part_of, tensors)):
+        writer.write(part, {n: x for n, x in tensors.items() if part_of(n) == part})
     writer.finish(config, tiny.model(tmp_path).tokenizer(), {})
     assert open_source(tmp_path / "c").config == config
 
@@ -155,3 +159,58 @@ def test_a_dtype_too_narrow_is_refused(tmp_path):
         write(Big(tmp_path / "model.gguf"), tmp_path / "refused")
     write(Big(tmp_path / "model.gguf"), tmp_path / "c", dense_dtype="bfloat16")
     assert open_source(tmp_path / "c").tensor("norm.weight").dtype == jnp.bfloat16
+
+
+def forged(folder, change):
+    """A checkpoint whose part was changed by somebody who put every digest right."""
+    path = folder / "parts" / "blocks.0.safetensors"
+    part = Part(path)
+    change(part.described)
+    found = digest(part.trees, part.described)
+    arrays = {f"{n}:{field}": x for n, tree in part.trees.items() for field, x in tree.items()}
+    note = json.dumps({"digest": found, "tensors": part.described})
+    shards.save(path, {name: np.array(x) for name, x in arrays.items()}, {"planish": note})
+    whole = json.loads((folder / "planish.json").read_text())
+    whole["digests"]["blocks.0"] = found
+    (folder / "planish.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda form: form.update(block=[1, 10**9]),  # which would be filled up with zeros
+        lambda form: form.update(block=[0, 0]),
+        lambda form: form.update(columns=10**12),
+        lambda form: form.update({"class": "Format"}),
+        lambda form: form.update({"class": "os.system"}),
+        lambda form: form.pop("element"),
+        lambda form: form["packed"].update(dtype="O"),
+        lambda form: form.update(surprise=1),
+    ],
+)
+def test_a_forged_form_is_one_sentence(compressed, tmp_path, change):
+    source, _ = compressed
+    write(source, tmp_path / "c")
+    name = "blocks.0.mlp.up.weight"
+    forged(tmp_path / "c", lambda described: change(described[name]["form"]))
+    with pytest.raises(
+        UserError, match=f"{name} in .* is damaged|which this version does not know"
+    ):
+        open_source(tmp_path / "c").read(name)
+
+
+def test_a_description_of_another_model_is_refused(compressed, tmp_path):
+    source, _ = compressed
+    write(source, tmp_path / "c")
+    path = tmp_path / "c" / "planish.json"
+    whole = path.read_text()
+    for key, value, sentence in (
+        ("layers", 10**9, "too few for the 1000000000 layers"),
+        ("layers", "2", "does not describe a model"),
+        ("hidden", 32, "has shape .* where the model's configuration says"),
+    ):
+        description = json.loads(whole)
+        description["architecture"][key] = value
+        path.write_text(json.dumps(description))
+        with pytest.raises(UserError, match=sentence):
+            open_source(tmp_path / "c").read("norm.weight")

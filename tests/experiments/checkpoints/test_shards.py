@@ -8,6 +8,7 @@ import pytest
 import safetensors
 
 from experiments.checkpoints import shards
+from experiments.errors import UserError
 
 ARRAYS = {
     "bytes": np.arange(3, dtype=np.uint8),
@@ -54,3 +55,47 @@ def test_an_unfinished_file_is_not_put_in_place(tmp_path):
     with pytest.raises(KeyError):
         shards.save(tmp_path / "file", {"x": np.zeros(3, np.complex64)}, {})
     assert (tmp_path / "file").read_bytes() == before
+
+
+def written(path, header, content=b""):
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return path
+
+
+def entry(start, stop, shape=None, dtype="U8"):
+    shape = [stop - start] if shape is None else shape
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"a": entry(0, 4), "b": entry(2, 8)}, "b does not begin where the tensor before it ends"),
+        ({"a": entry(0, 4), "b": entry(5, 8)}, "b does not begin where the tensor before it ends"),
+        ({"a": entry(1, 8)}, "a does not begin"),
+        ({"a": entry(0, 4)}, "bytes follow the last tensor"),
+        ({"a": entry(0, 8.0, [8])}, "not all whole numbers"),
+        ({"a": entry(0, 8, [True, 8])}, "not all whole numbers"),
+        ({"a": entry(0, 8, "8")}, "not all whole numbers"),
+        ({"a": entry(0, 8, [2**63, 2**63])}, "a has 8 bytes where its shape needs 85070"),
+        ({"a": entry(0, 8, dtype=["U8"])}, ""),
+        ({"a": 3}, "TypeError"),
+    ],
+)
+def test_a_header_that_lies(tmp_path, header, reason):
+    path = written(tmp_path / "file", header, bytes(8))
+    with pytest.raises(UserError, match=f"file is truncated or corrupt .*{reason}"):
+        shards.read_header(path)
+
+
+def test_a_tensor_without_bytes_is_read(tmp_path):
+    path = written(tmp_path / "file", {"a": entry(0, 0, [3, 0], "F16")})
+    assert shards.read_header(path)["a"].open().shape == (3, 0)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "sub/../../x", "a\x00b", ".", ""])
+def test_an_index_names_nothing_that_is_opened_elsewhere(tmp_path, name):
+    (tmp_path / shards.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="lies outside|lacks the file|no ordinary file|cannot be"):
+        shards.weight_files(tmp_path)

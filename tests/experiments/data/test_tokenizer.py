@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from experiments.checkpoints.gguf_tokenizer import read_tokenizer
 from experiments.checkpoints.huggingface import read_tokenizer as read_folder
-from experiments.data.tokenizer import Tokenizer, read_core
+from experiments.data.tokenizer import Tokenizer, read_core, told
 from experiments.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -281,7 +281,7 @@ def test_save_and_load(tmp_path):
     [
         ("tokenizer.json", None, "There is no tokenizer.json in"),
         ("tokenizer.json", "{", "tokenizer.json is not a tokenizer that the tokenizers library"),
-        ("planish_tokenizer.json", None, "planish_tokenizer.json is missing or not what planish"),
+        ("planish_tokenizer.json", None, "planish_tokenizer.json is missing or no ordinary"),
         ("planish_tokenizer.json", '{"stops": [], "odd": 1}', "not what planish writes"),
         ("planish_tokenizer.json", "{}", "not what planish writes"),
     ],
@@ -396,3 +396,15 @@ def test_a_text_longer_than_the_files_own_limit_is_not_cut_off(tmp_path):
     core.enable_padding(length=8)
     core.save(str(tmp_path / "tokenizer.json"))
     assert read_core(tmp_path / "tokenizer.json").encode("a a a a a").ids == [0] * 5
+
+
+class PanicException(BaseException):
+    """As the library's Rust code raises it."""
+
+
+def test_a_panic_of_the_library_is_a_sentence():
+    with pytest.raises(UserError, match="The tokenizer fails .index out of range.: fetch it again"):
+        with told("The tokenizer fails", "fetch it again"):
+            raise PanicException("index out of range")
+    with pytest.raises(KeyboardInterrupt), told("The tokenizer fails", "fetch it again"):
+        raise KeyboardInterrupt

@@ -320,6 +320,8 @@ def test_a_name_goes_before_a_pattern_and_that_before_a_class():
         ({"group": {"output_activations": {}}}, "rounds outputs"),
         ({"group": {"weights": {"num_bits": 16, "type": "float"}}}, "float of 16 bits"),
         ({"group": {"weights": {"strategy": "block", "block_structure": [1]}}}, "not two numbers"),
+        ({"group": {"targets": ["re:(a+)+$"]}}, "no pattern that is read: it repeats too much"),
+        ({"ignore": ["re:("]}, "no pattern that is read"),
     ],
 )
 def test_what_is_not_read_is_refused(changes, clause):

@@ -182,7 +182,7 @@ def test_settings_of_others():
         ({"bits": 5}, "l has bits=5 and group_size=128"),
         ({"group_size": 0}, "group_size=0"),
         ({"group_size": None}, "group_size=None"),
-        ({"dynamic": {"(": {}}}, "'\\(' in `dynamic` .* is no pattern"),
+        ({"dynamic": {"(": {}}}, "'\\(' of .* is no pattern"),
         ({"dynamic": {"(a+)+$": {}}}, "is no pattern that is read: it repeats too much"),
         ({"dynamic": {".*.*.*.*.*x": {}}}, "it repeats too much"),
         ({"modules_in_block_to_quantize": 5}, "modules_in_block_to_quantize=5 .* is no list"),
