@@ -143,7 +143,7 @@ def test_damage_is_one_sentence(compressed, tmp_path):
         open_source(folder)
 
     (folder / "planish.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="planish.json is not a JSON object"):
         open_source(folder)
 
 
