@@ -16,7 +16,6 @@ from algorithms import tensors
 from algorithms.elements import ELEMENTS, Element
 from algorithms.formats import Format
 from algorithms.tensors import CompressedTensor
-from experiments.errors import UserError
 
 FORMS: dict[str, type[CompressedTensor]] = {
     name: form
@@ -57,7 +56,9 @@ def describe(tensor: CompressedTensor) -> dict[str, Any]:
 
 
 def tensor(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> CompressedTensor:
-    """The tensor again; raises UserError for a class that this version does not know."""
+    """The tensor again; raises ValueError, a clause, for a class that is not known, and whatever
+    its arrays and fields make its class raise.
+    """
     made = _build(described, arrays, "")
     if not isinstance(made, CompressedTensor):
         raise ValueError(f"a {type(made).__name__} is no tensor")
@@ -69,10 +70,7 @@ def _build(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path:
     name = described["class"]
     known: Mapping[str, type] = FORMS | ELEMENTS | {"Format": Format}
     if name not in known:
-        raise UserError(
-            f"The checkpoint holds a {name}, which this version does not know: use the version "
-            "that wrote it."
-        )
+        raise ValueError(f"it holds a {name}, which the version that wrote it may know")
     values = {
         key: _value(value, arrays, f"{path}{key}")
         for key, value in described.items()

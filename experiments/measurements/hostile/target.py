@@ -17,6 +17,8 @@ from experiments.checkpoints.sources import Source, open_source
 from experiments.errors import LONGEST, UserError
 from experiments.measurements.hostile.watch import watching
 
+type Templates = dict[Any, list[str]]
+
 ACCEPTED, REFUSED, FINDING = "accepted", "refused", "finding"
 LINE = "Ab cd, ab ab 0123! " + "a" * 40 + " \u00e9\u4e2d\U0001f600 <s></s>"
 MESSAGES = [{"role": "user", "content": "Is <s> a 'b'?"}]
@@ -32,9 +34,9 @@ class TookTooLong(BaseException):
     """No Exception, so that no reader takes it for damage."""
 
 
-def examine(path: Path, seconds: float, templates: set[Any]) -> Verdict:
+def examine(path: Path, seconds: float, templates: Templates) -> Verdict:
     """Read a model as a user does, within some seconds; only where nothing else runs in Python's
-    main thread. templates: those rendered before, which are not rendered again.
+    main thread. templates: those rendered before, with what was refused of them.
     """
     refused: list[str] = []
     wrong: list[str] = []
@@ -57,7 +59,7 @@ def examine(path: Path, seconds: float, templates: set[Any]) -> Verdict:
     return Verdict(REFUSED, refused[0]) if refused else Verdict(ACCEPTED)
 
 
-def _use(path: Path, refused: list[str], templates: set[Any]) -> None:
+def _use(path: Path, refused: list[str], templates: Templates) -> None:
     """Everything once; a refusal of one thing leaves the rest to be tried."""
     source = _told(lambda: open_source(path), refused)
     if source is None:
@@ -71,9 +73,9 @@ def _use(path: Path, refused: list[str], templates: set[Any]) -> None:
     ids = _told(lambda: tokenizer.encode(LINE), refused)
     _told(lambda: tokenizer.decode(ids or [0, 1, 2]), refused)
     key = tokenizer.chat_template, tokenizer.bos, tokenizer.eos
-    if tokenizer.chat_template is not None and key not in templates:
-        templates.add(key)
-        _told(lambda: tokenizer.chat(MESSAGES), refused)
+    if key not in templates and tokenizer.chat_template is not None:
+        _told(lambda: tokenizer.chat(MESSAGES), templates.setdefault(key, []))
+    refused += templates.get(key, [])
 
 
 def _read(source: Source, name: str) -> None:

@@ -23,7 +23,7 @@ WARM = "ct-int4"  # read once before memory is limited: what JAX itself takes do
 def main(job: dict[str, Any]) -> None:
     models = corpus.found(Path(job["corpus"]))
     box, out = Path(job["box"]), Path(job["out"])
-    templates: set[Any] = set()
+    templates: target.Templates = {}
     if (first := target.examine(models[WARM], 120.0, templates)).kind != target.ACCEPTED:
         raise SystemExit(f"{WARM} as it was written is {first.kind}: {first.detail}")
     _limit_memory(job["memory"])
@@ -37,7 +37,12 @@ def main(job: dict[str, Any]) -> None:
 
 
 def one(
-    seed: int, index: int, models: dict[str, Path], box: Path, seconds: float, templates: set[Any]
+    seed: int,
+    index: int,
+    models: dict[str, Path],
+    box: Path,
+    seconds: float,
+    templates: target.Templates,
 ) -> dict[str, Any]:
     """Damage the file of one index, read its model, and say what came of it."""
     _empty(box)

@@ -16,7 +16,6 @@ from algorithms.quantization.rtn import rtn
 from algorithms.tensors import DenseTensor, ExpertsTensor
 from experiments.checkpoints import forms
 from experiments.checkpoints.planish import CheckpointWriter
-from experiments.errors import UserError
 from tests.algorithms.test_formats import ALL
 
 STATIC = quantized_inputs(format=formats.fp8(rows=None), dynamic=False)
@@ -88,5 +87,5 @@ def test_every_form_is_among_them():
 
 def test_a_form_of_another_version_is_a_sentence():
     described = forms.describe(compressed(rtn())[0]) | {"class": "TernaryTensor"}
-    with pytest.raises(UserError, match="holds a TernaryTensor, which this version does not know"):
+    with pytest.raises(ValueError, match="holds a TernaryTensor, which the version that wrote it"):
         forms.tensor(described, {})

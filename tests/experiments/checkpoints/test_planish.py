@@ -143,7 +143,7 @@ def test_damage_is_one_sentence(compressed, tmp_path):
         open_source(folder)
 
     (folder / "planish.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="planish.json is not a JSON object"):
         open_source(folder)
 
 
@@ -193,9 +193,7 @@ def test_a_forged_form_is_one_sentence(compressed, tmp_path, change):
     write(source, tmp_path / "c")
     name = "blocks.0.mlp.up.weight"
     forged(tmp_path / "c", lambda described: change(described[name]["form"]))
-    with pytest.raises(
-        UserError, match=f"{name} in .* is damaged|which this version does not know"
-    ):
+    with pytest.raises(UserError, match=f"{name} in .* is damaged"):
         open_source(tmp_path / "c").read(name)
 
 

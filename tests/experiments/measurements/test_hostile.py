@@ -54,7 +54,7 @@ def test_a_file_is_damaged_the_same_way_again(models, tmp_path):
 
 def test_every_model_is_read_whole(models):
     for name, path in models.items():
-        assert target.examine(path, 60.0, set()) == target.Verdict(target.ACCEPTED), name
+        assert target.examine(path, 60.0, {}) == target.Verdict(target.ACCEPTED), name
         assert corpus.describe(name, path)["files"] == len(corpus.files(path))
 
 
@@ -101,7 +101,7 @@ def say(message):
 def test_what_is_planted_is_found(whole, monkeypatch, tmp_path, planted, detail):
     monkeypatch.setenv("PLANTED", str(tmp_path / "planted"))
     monkeypatch.setattr(huggingface.HuggingFaceFolder, "read", planted)
-    found = target.examine(whole, 0.3, set())
+    found = target.examine(whole, 0.3, {})
     assert found.kind == target.FINDING
     assert re.search(detail, found.detail)
 
@@ -146,7 +146,7 @@ def test_files_outside_are_compared(models, tmp_path, monkeypatch):
         return target.Verdict(target.ACCEPTED)
 
     monkeypatch.setattr(target, "examine", examine)
-    found = worker.one(0, 0, models, tmp_path / "box", 1.0, set())
+    found = worker.one(0, 0, models, tmp_path / "box", 1.0, {})
     assert found["verdict"] == target.FINDING and "files outside changed" in found["detail"]
 
 
