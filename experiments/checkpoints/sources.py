@@ -96,6 +96,15 @@ def tensor_name(path: Sequence[Any]) -> str:
     return ".".join([*modules, FIELDS[field]])
 
 
+def require_predictions(config: DecoderConfig, wanted: str) -> None:
+    """Refuse an encoder where text is to be scored or written."""
+    if not config.predicts:
+        raise UserError(
+            f"A model of family {config.family} predicts no tokens, so that it has no {wanted}: "
+            "choose a decoder, or evaluation=similarity."
+        )
+
+
 def require_shape(
     shape: tuple[int, ...], expected: tuple[int, ...], tensor: str, where: str
 ) -> None:

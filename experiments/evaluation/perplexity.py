@@ -18,10 +18,9 @@ from jaxtyping import Array, Float, Int
 from algorithms.walk import unpack_layers
 from experiments import progress
 from experiments.checkpoints.loading import load_tail
-from experiments.checkpoints.sources import Source
+from experiments.checkpoints.sources import Source, require_predictions
 from experiments.data.windows import Windows, digest
-from experiments.errors import UserError
-from experiments.evaluation.forward import activations
+from experiments.evaluation.forward import activations, in_chunks, next_token
 
 LOGITS = 256  # positions whose logits are held at once
 
@@ -69,19 +68,16 @@ def evaluate(source: Source, windows: Windows, *, chunk: int = 2) -> dict[str, A
 
 def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 2) -> Perplexity:
     """Evaluate a model on held-out windows, `chunk` of them at a time."""
-    if not source.config.predicts:
-        raise UserError(
-            f"A model of family {source.config.family} predicts no tokens, so that it has no "
-            "perplexity: choose evaluation=similarity."
-        )
+    require_predictions(source.config, "perplexity")
     with progress.steps("evaluate", source.config.layers + 1) as step:
-        found, embed = activations(source, windows, chunk=chunk, step=step)
+        batches = in_chunks(windows, chunk)
+        found, embed = activations(source, batches, step=step)
         tail = load_tail(source)
         unpack_layers(tail)
         graph, state = nnx.split(nnx.List([tail, embed]))
         losses = [
-            _window_losses(graph, state, x, jnp.asarray(windows[n * chunk : n * chunk + len(x)]))
-            for n, x in enumerate(found)
+            _window_losses(graph, state, x, jnp.asarray(tokens))
+            for x, tokens in zip(found, batches, strict=True)
         ]
         result = Perplexity(np.concatenate([np.asarray(loss, np.float64) for loss in losses]))
         step("")
@@ -96,9 +92,7 @@ def _window_losses(
     tail, embed = nnx.merge(graph, state)
 
     def loss(position):
-        x, following = position
-        logits = tail(x, embed).astype(jnp.float32)
-        return jax.nn.logsumexp(logits) - logits[following]
+        return -next_token(tail, embed, *position)[0]
 
     n, t = tokens.shape
     positions = (x[:, :-1].reshape(n * (t - 1), -1), tokens[:, 1:].reshape(-1))
