@@ -67,6 +67,12 @@ class Estimate(NamedTuple):
     def total_seconds(self) -> float:
         return sum(self.seconds.values())
 
+    def evaluated(self, times: int) -> "Estimate":
+        """The same with its evaluation repeated."""
+        operations, seconds = ({**part, "evaluate": times * part["evaluate"]}
+                               for part in (self.operations, self.seconds))  # fmt: skip
+        return self._replace(operations=operations, seconds=seconds)
+
 
 class Held(NamedTuple):
     """Arrays of one size."""

@@ -57,6 +57,10 @@ class Source(abc.ABC):
     def digest(self) -> str:
         """SHA-256 that identifies the model's content, in hexadecimal."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a record says of a model: its name without its place, and its digest."""
+        return {"location": self.location.rsplit("/", 1)[-1], "digest": self.digest()}
+
     def tensor(self, name: str) -> Any:
         """One tensor as it should enter a model: an array, or a tensor of `algorithms.tensors`."""
         return self.read(name)
@@ -94,6 +98,16 @@ def tensor_name(path: Sequence[Any]) -> str:
     *modules, field = map(str, path)
     modules = modules[1:] if modules[0] in ("stem", "tail") else modules
     return ".".join([*modules, FIELDS[field]])
+
+
+def of_weights(model: Any) -> Source:
+    """A configured model whose weights are at hand; raises UserError for an endpoint."""
+    if not isinstance(model, Source):
+        raise UserError(
+            f"{model.location} is an endpoint, which gives no weights to work on: choose a model "
+            "on this machine; experiments.evaluate evaluation=lm_eval evaluates an endpoint."
+        )
+    return model
 
 
 def require_predictions(config: DecoderConfig, wanted: str) -> None:

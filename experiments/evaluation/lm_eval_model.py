@@ -9,7 +9,6 @@ what is too long loses its beginning. It differs from that backend in that
 3. a setting of generation that planish does not have is refused.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -93,10 +92,10 @@ class PlanishLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        for (_, continuation), _, ids in requests:
+        for spelled, _, ids in requests:
             if not 0 < len(ids) <= self.max_length:
                 raise UserError(
-                    f"A task asks for the likelihood of {len(ids)} tokens ({continuation[:40]!r}), "
+                    f"A task asks for the likelihood of {len(ids)} tokens ({spelled[1][:40]!r}), "
                     f"and the model takes 1 to {self.max_length} at a time: leave that task out."
                 )
         found = score(self.source, [Request(c, k) for _, c, k in requests], batch=self.batch)
@@ -156,7 +155,7 @@ class PlanishLM(TemplateLM):
 
 
 def sampling_of(wanted: dict[str, Any]) -> Sampling:
-    """A task's settings of generation, less those of its length; raises UserError for unknown ones."""
+    """How a task wants its tokens chosen; raises UserError for settings that planish lacks."""
     unknown = {
         key: value
         for key, value in wanted.items()
@@ -171,8 +170,3 @@ def sampling_of(wanted: dict[str, Any]) -> Sampling:
     if not wanted["do_sample"]:
         return Sampling()
     return Sampling(**{key: wanted[key] for key in SAMPLING if wanted.get(key) is not None})
-
-
-def texts(arguments: Sequence[tuple]) -> list[str]:
-    """What requests are made of, for their number of tokens."""
-    return ["".join(part for part in each if isinstance(part, str)) for each in arguments]

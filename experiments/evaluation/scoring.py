@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -88,7 +87,8 @@ def longest_of(config: DecoderConfig, length: int) -> int:
 def batched(requests: Sequence[Request], config: DecoderConfig, size: int) -> list[Batch]:
     """Batches of equal shape for each padded length, the longest first; about `size` tokens each.
 
-    The last token of a request is scored and never read, so one more than the model's context counts.
+    The last token of a request is scored and never read, so one more than the model's context
+    counts.
     """
     keep = config.context + 1
     tokens = [np.array([*r.context, *r.continuation][-keep:], np.int32) for r in requests]
@@ -103,16 +103,15 @@ def batched(requests: Sequence[Request], config: DecoderConfig, size: int) -> li
             mine = members[start : start + rows]
             table, scored = np.zeros((rows, length), np.int32), []
             for row, n in enumerate(mine):
-                read, count = tokens[n][:-1], len(requests[n].continuation)
-                table[row, : len(read)] = read
-                places = range(len(read) - count, len(read))
-                scored += [(row, at, int(tokens[n][at + 1])) for at in places]
+                end, count = len(tokens[n]) - 1, len(requests[n].continuation)
+                table[row, :end] = tokens[n][:-1]
+                scored += [(row, at, int(tokens[n][at + 1])) for at in range(end - count, end)]
             found.append(Batch(mine, table, scored))
     return found
 
 
 def in_portions(batches: Sequence[Batch], config: DecoderConfig) -> list[list[Batch]]:
-    """The batches, in order, in groups whose activations take PORTION bytes at most, or one batch."""
+    """The batches, in order, in groups whose activations take at most PORTION bytes, or are one's."""
     portions: list[list[Batch]] = []
     room = 0
     for each in batches:
