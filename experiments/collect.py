@@ -136,6 +136,8 @@ def main() -> None:
     wanted = arguments()
     found = experiments(gather(wanted.places))
     asked = [r for each in found for r in each.records if task_scores.tasks_of(r)]
+    if wanted.metric != PERPLEXITY:  # which may be a task's
+        asked = []
     lacking = [each for each in found if not measured(each, wanted.metric)]
     if len(lacking) < len(found) or asked:
         found = [each for each in found if each not in lacking]

@@ -1,9 +1,10 @@
 """Experiments beside one another: repetitions gathered, uncertainty stated, differences paired.
 
 An experiment is all records of one identity; its seeds are its repetitions. With two or more, the
-confidence interval is over seeds; with one, perplexity's is over held-out windows, a task's over its
-questions, and any other metric has none. Perplexity is averaged in the log, so that it and its interval are exp(loss). The
-same seeds again tell nothing new of a perplexity or a task, so the latest counts; of a time they do.
+confidence interval is over seeds; with one, perplexity's is over held-out windows, a task's over
+its questions, and any other metric has none. Perplexity is averaged in the log, so that it and its
+interval are exp(loss). The same seeds again tell nothing new of a perplexity or of a task, so the
+latest counts; of a time they do.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from experiments.report import (
     number,
 )
 from experiments.statistics import Estimate, estimate, holm
-from experiments.task_scores import question_scores
+from experiments.task_scores import question_scores, short_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,14 +196,15 @@ def cells(row: Row, metric: str) -> list[str]:
 
 
 def header(metric: str) -> list[str]:
-    what = "perplexity" if metric == PERPLEXITY else metric
+    what = "perplexity" if metric == PERPLEXITY else short_name(metric)
     delta = "Δ loss" if metric == PERPLEXITY else "Δ"
     names = ["method", "bits", "seeds", what, "95 % interval", "over"]
     return [*names, delta, "its 95 % interval", "over", "p (Holm)"]
 
 
 FOOTNOTE = (
-    "intervals: Student's t over seeds where there are two or more, else over held-out windows or a task's questions; "
+    "intervals: Student's t over seeds where there are two or more, else over held-out windows or "
+    "a task's questions; "
     "Δ: paired over the same to the float model or the reference named, nats per token where it is "
     "of the loss; p: of no difference, adjusted for all rows; seconds to compress and GB of peak "
     "memory are of the first seed; †: other work had more than a twentieth of the machine "

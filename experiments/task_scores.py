@@ -46,9 +46,15 @@ def question_scores(record: Record, place: str) -> tuple[str, Float[np.ndarray, 
     return task["digest"], np.array(scores, np.float64)
 
 
+def short_name(place: str) -> str:
+    """A task and its metric in two words; any other place as it is."""
+    at = PLACE.fullmatch(place)
+    return f"{at['task']} {at['metric']}" if at else place
+
+
 def columns(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Each task of the records with its first metric, in order of appearance."""
-    found = {}
+    found: dict[str, str] = {}
     for record in records:
         for name, task in tasks_of(record).items():
             if metric := first_metric(task):

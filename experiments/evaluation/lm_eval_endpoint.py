@@ -204,8 +204,13 @@ def score_of(
     said: `logprobs` of an answer that echoes context + continuation, perhaps with tokens behind.
     Raises UserError if one of those tokens has no log-probability, as a text's first one.
     """
-    starts = token_starts(said, context, prefix)
+    starts = token_starts(said, context + continuation, prefix)
     end = len(context) + len(continuation)
+    if starts[-1] >= end and end not in starts:
+        raise UserError(
+            "The endpoint counts the characters of a text otherwise than it was sent, so that its "
+            "tokens cannot be told apart: choose tasks that generate, or another server."
+        )
     ends = [*starts[1:], end + 1]
     total, greedy = 0.0, True
     for n, (start, stop) in enumerate(zip(starts, ends, strict=True)):

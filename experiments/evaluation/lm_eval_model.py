@@ -30,7 +30,7 @@ from experiments.generation import Sampling, generate
 from models.decoder import Decoder
 
 NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # change nothing
-SAMPLING = ("temperature", "top_k", "top_p")
+SAMPLING = {"temperature": float, "top_k": int, "top_p": float}  # as YAML may have 1 for 1.0
 MAX_TOKENS = 256  # of an answer whose task sets no limit, as lm-eval's backends have it
 
 
@@ -90,7 +90,7 @@ class PlanishLM(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)  # the bar is ours
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **more: Any
     ) -> list[tuple[float, bool]]:
         for spelled, _, ids in requests:
             if not 0 < len(ids) <= self.max_length:
@@ -105,10 +105,14 @@ class PlanishLM(TemplateLM):
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
         """Each text after the model's bos, in consecutive windows as long as its context."""
-        windows, owners = [], []
+        windows: list[Request] = []
+        owners: list[int] = []
         for n, request in enumerate(requests):
             pairs = utils.get_rolling_token_windows(
-                self.tok_encode(*request.args), self.prefix_token_id, self.max_length, context_len=1
+                self.tok_encode(str(request.args[0])),
+                self.prefix_token_id,
+                self.max_length,
+                context_len=1,
             )
             mine = [Request(*utils.make_disjoint_window(pair)) for pair in pairs]
             windows += mine
@@ -169,4 +173,5 @@ def sampling_of(wanted: dict[str, Any]) -> Sampling:
         )
     if not wanted["do_sample"]:
         return Sampling()
-    return Sampling(**{key: wanted[key] for key in SAMPLING if wanted.get(key) is not None})
+    said = {key: kind(wanted[key]) for key, kind in SAMPLING.items() if wanted.get(key) is not None}
+    return Sampling(**said)

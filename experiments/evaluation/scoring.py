@@ -111,7 +111,7 @@ def batched(requests: Sequence[Request], config: DecoderConfig, size: int) -> li
 
 
 def in_portions(batches: Sequence[Batch], config: DecoderConfig) -> list[list[Batch]]:
-    """The batches, in order, in groups whose activations take at most PORTION bytes, or are one's."""
+    """The batches in order, in groups of one at least, whose activations take PORTION at most."""
     portions: list[list[Batch]] = []
     room = 0
     for each in batches:

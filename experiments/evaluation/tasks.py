@@ -91,13 +91,16 @@ class Tasks:
 
     def __call__(self, model: Source | Endpoint, windows: object = None) -> dict[str, Any]:
         """The metrics of a record; `windows` of text are of no use here."""
-        self.opened  # noqa: B018  a task that is wrong is found before a model is loaded
+        return {"tasks": results(self.answers(model), self.limit), "lm_eval": version()}
+
+    def answers(self, model: Source | Endpoint) -> dict[str, Any]:
+        """What lm-eval says of the model, every question with its answers."""
+        tops = [_top(loaded, name) for loaded, name in zip(self.opened, self.names, strict=True)]
         lm, chat = self._model(model)
         import lm_eval.evaluator
 
-        tops = [_top(loaded, name) for loaded, name in zip(self.opened, self.names, strict=True)]
         with _quiet():
-            found = lm_eval.evaluator.simple_evaluate(
+            return lm_eval.evaluator.simple_evaluate(
                 lm,
                 tasks=[each for top in tops for each in top],
                 task_manager=self._manager,
@@ -107,7 +110,6 @@ class Tasks:
                 fewshot_random_seed=self.fewshot_seed,
                 bootstrap_iters=BOOTSTRAP,
             )
-        return {"tasks": results(found, self.limit), "lm_eval": version()}
 
     def work(self, source: Source) -> tuple[tuple[int, int], int, int]:
         """What `estimate` takes as held-out windows and as chunk, and how many times over.
@@ -177,19 +179,23 @@ def _manager(names: Sequence[str], include_path: str | None) -> Any:
             "evaluation=lm_eval needs lm-eval, which is not installed: pip install -e '.[eval]'."
         )
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of the bootstrap: a fork would share JAX
-    from lm_eval.tasks import TaskManager
-
     ours = [str(packaged_tasks.prepare(name)) for name in names if name in packaged_tasks.names()]
     paths = [*ours, *([str(Path(include_path).expanduser())] if include_path else [])]
     with _quiet():
-        manager = TaskManager(include_path=paths, include_defaults=False)
+        manager = _index(paths, everything=False)
         if set(names) - set(manager.all_tasks):
-            manager = TaskManager(include_path=paths)
+            manager = _index(paths, everything=True)
     known = [*manager.all_tasks, *packaged_tasks.names()]
     for name in names:
         if name not in known:
             raise UserError(f"There is no task {name}{did_you_mean(name, known)}")
     return manager
+
+
+def _index(paths: Sequence[str], *, everything: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(paths), include_defaults=everything)
 
 
 @contextlib.contextmanager
@@ -206,7 +212,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def results(found: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
+def results(found: Mapping[str, Any], limit: int | float | None) -> dict[str, Any]:
     """Of each task and group, as a record keeps it: what was asked, and each metric.
 
     A metric has its value, its standard error or None, and of a task every question's own score.

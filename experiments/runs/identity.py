@@ -3,8 +3,8 @@
 Left out is what changes where a run happens or what it is also written as, but not what it
 computes, or counts where it is used (`bits`, `tasks`): EXCLUDED. So are steps of a recipe that are
 null, and seeds: runs that differ in seeds alone are repetitions of one experiment, told apart by
-their folder. A path to an input counts by the content it leads to, so a model that moves stays the same
-model and a file that changes does not.
+their folder. A path to an input counts by the content it leads to, so a model that moves stays the
+same model and a file that changes does not. An evaluation on tasks reads no data of ours.
 """
 
 import hashlib
