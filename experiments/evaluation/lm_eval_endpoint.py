@@ -237,7 +237,7 @@ def token_starts(said: dict[str, Any], text: str, prefix: str) -> list[int]:
         starts = [0]
         for token in said["tokens"][:-1]:
             starts.append(starts[-1] + len(token))
-    first, shift = said["tokens"][0], 0
+    first, shift = said["tokens"][0].rstrip("\N{REPLACEMENT CHARACTER}"), 0
     if not text.startswith(first):
         shift = len(prefix) if prefix and text[len(prefix) :].startswith(first) else -len(first)
     return [start - starts[0] + shift for start in starts]

@@ -18,7 +18,7 @@ from experiments.checkpoints.sources import Source
 from experiments.generation import Sampling, generate
 from tests.peers.goldens import forward
 
-KEY = "the key"
+KEY = "a-secret-of-ours"
 
 
 class Model:
