@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 from experiments import evaluate
 from experiments.checkpoints.exports import safetensors
-from experiments.checkpoints.sources import Source, open_source
+from experiments.checkpoints.planish import part_of
+from experiments.checkpoints.sources import Source, open_source, shapes
 from experiments.configuration import CONF
 from experiments.endpoints import Endpoint
 from experiments.evaluation import packaged_tasks
@@ -82,9 +83,13 @@ def write_folder(source: Source, folder: Path) -> None:
     """A model as it is, in float32, as a Hugging Face folder."""
     export = safetensors(dtype="float32")
     writer = export.writer(folder, source.config, origin=source.digest(), check=lambda: None)
-    for part in parts_of(source):
-        writer.write(part, {name: source.read(name) for name in parts_of(source)[part]})
-    writer.finish(source.config, source.tokenizer(), {})
+    parts: dict[str, list[str]] = {}
+    for name in shapes(source.config):
+        parts.setdefault(part_of(name), []).append(name)
+    for part, names in parts.items():
+        writer.write(part, {name: source.read(name) for name in names})
+    notes = {"recipe": [], "source": source.facts(), "measured": {}}
+    writer.finish(source.config, source.tokenizer(), notes)
 
 
 @contextlib.contextmanager
@@ -144,7 +149,9 @@ def test_a_local_server_of_the_embedded_model_gets_its_scores(server, embedded, 
     here, there = (record["metrics"]["tasks"]["wikihow_bos"] for record in records)
     assert here["digest"] == there["digest"]
     assert here["acc"]["value"] == pytest.approx(there["acc"]["value"], abs=0.05)
-    agree = [a == b for a, b in zip(*(t["acc"]["sample_scores"] for t in (here, there)))]
+    agree = [
+        a == b for a, b in zip(*(t["acc"]["sample_scores"] for t in (here, there)), strict=True)
+    ]
     assert sum(agree) >= FEW - 2
 
 
@@ -157,7 +164,7 @@ def test_its_log_likelihoods_are_near_and_its_chats_are_answers(server, embedded
         for model in (embedded, Endpoint(url=server, name="smollm2", prefix=BOS))
     )
     assert theirs == pytest.approx(ours, abs=3.0)
-    assert sum(abs(a - b) for a, b in zip(ours, theirs)) / len(ours) < ROUNDED
+    assert sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours) < ROUNDED
     said = Tasks(tasks="answers", include_path=str(lm_eval_goldens.FOLDER / "tasks"), limit=2)
     found = said.answers(Endpoint(url=server, name="smollm2", chat=True))
     assert all(isinstance(s["filtered_resps"][0], str) for s in found["samples"]["answers"])
