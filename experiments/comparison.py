@@ -203,8 +203,7 @@ def header(metric: str) -> list[str]:
 
 
 FOOTNOTE = (
-    "intervals: Student's t over seeds where there are two or more, else over held-out windows or "
-    "a task's questions; "
+    "intervals: Student's t over seeds where there are two or more, else over held-out windows; "
     "Δ: paired over the same to the float model or the reference named, nats per token where it is "
     "of the loss; p: of no difference, adjusted for all rows; seconds to compress and GB of peak "
     "memory are of the first seed; †: other work had more than a twentieth of the machine "

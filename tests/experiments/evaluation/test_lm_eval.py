@@ -7,7 +7,7 @@ import json
 import hydra
 import pytest
 
-from experiments import collect, evaluate, task_scores
+from experiments import collect, compress, evaluate, task_scores
 from experiments.checkpoints.sources import open_source
 from experiments.comparison import compare, experiments
 from experiments.configuration import CONF
@@ -17,6 +17,7 @@ from experiments.evaluation.lm_eval_model import PlanishLM, sampling_of
 from experiments.evaluation.tasks import Tasks
 from experiments.generate import continue_text
 from experiments.generation import Sampling
+from experiments.runs.identity import identity
 from tests.experiments import tiny
 from tests.experiments.evaluation import lm_eval_goldens as goldens
 from tests.peers.goldens import COMMITTED
@@ -27,12 +28,12 @@ def source():
     return open_source(goldens.FOLDER)
 
 
-def config(folder, *more):
+def config(folder, *more, name="evaluate"):
     """A command's configuration for the tiny model and its tasks, runs below `folder`."""
     own = [f"model.path={goldens.FOLDER}", f"evaluation.include_path={goldens.FOLDER / 'tasks'}"]
     base = ["model=local", *own, "evaluation=lm_eval", f"runs={folder}", "logger.tensorboard=false"]
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        return hydra.compose("evaluate", [*base, *more])
+        return hydra.compose(name, [*base, *more])
 
 
 @pytest.mark.parametrize("case", goldens.CASES)
@@ -64,12 +65,22 @@ def test_a_run_is_recorded_with_every_question_and_found_again(tmp_path):
     )
 
 
+def test_a_compression_is_evaluated_on_tasks(tmp_path):
+    text = [f"data.path={tiny.write_text(tmp_path)}", "data=text", "data.context=16"]
+    sizes = ["data.calibration=2", "data.heldout=2", "algorithm=rtn", "bits=8"]
+    grid = ["algorithm.format.group_size=16", "tasks=choices", "evaluation.limit=4"]
+    done = compress.run(config(tmp_path, *text, *sizes, *grid, name="compress"))
+    task = done.record["metrics"]["tasks"]["choices"]
+    again = goldens.tasks("choices", limit=4)(open_source(done.checkpoint))["tasks"]["choices"]
+    assert task == again and task["n"] == 4
+    assert done.record["estimate"]["seconds"]["evaluate"] > 0
+    assert done.record["data"]["calibration"] == [2, 16]
+
+
 def test_a_changed_task_is_another_run(tmp_path):
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "a.yaml").write_text("task: a")
-    from experiments.runs.identity import identity
-
     asked = {"evaluation": {"tasks": ["a"], "include_path": str(folder)}, "seeds": {}}
     before = identity("evaluate", asked)
     assert identity("evaluate", asked) == before
