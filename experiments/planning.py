@@ -64,23 +64,16 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     plain = resolved(config)
     recipe = build_recipe(config, source.config) if compressing else None
     walk = streaming.Walk(**plain["walk"]) if compressing else streaming.Walk()
-    evaluation, windows = build(config, "evaluation"), None
-    if recipe is not None or not isinstance(evaluation, Tasks):
-        windows = build(config, "data").windows(
-            source.tokenizer(), source.config.vocabulary, longest=source.config.context,
-            seed=plain["seeds"]["data"],
-        )  # fmt: skip
+    evaluation = build(config, "evaluation")
+    tasks = isinstance(evaluation, Tasks)
+    windows = None if tasks and not compressing else _windows(config, source, plain)
     if recipe is not None:
         assert windows is not None
         if recipe.rotation is not None:
             source = recipe.rotation(source, windows.calibration)
         streaming.check_shapes(source, recipe)
     machine = hardware.Hardware(**plain["hardware"])
-    if isinstance(evaluation, Tasks):
-        heldout, chunk, passes = evaluation.work(source)
-    else:
-        assert windows is not None
-        heldout, chunk, passes = windows.heldout.shape, plain["evaluation"]["chunk"], 1
+    heldout, chunk, passes = _evaluated(evaluation, windows, source, plain)
     settings: dict[str, Any] = dict(
         calibration=windows.calibration.shape if windows is not None and compressing else None,
         heldout=heldout,
@@ -96,3 +89,21 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
         more = export.disk(source.config, forms, found.disk)
         found = found._replace(disk=found.disk + more)
     return Plan(source, recipe, windows, evaluation, walk, found, settings, machine)
+
+
+def _windows(config: DictConfig, source: Source, plain: dict[str, Any]) -> Windows:
+    return build(config, "data").windows(
+        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
+        seed=plain["seeds"]["data"],
+    )  # fmt: skip
+
+
+def _evaluated(
+    evaluation: Any, windows: Windows | None, source: Source, plain: dict[str, Any]
+) -> tuple[tuple[int, int], int, int]:
+    """Windows and their length, how many at a time, and how often the blocks are read for them."""
+    if isinstance(evaluation, Tasks):
+        return evaluation.work(source)
+    assert windows is not None
+    count, length = windows.heldout.shape
+    return (count, length), plain["evaluation"]["chunk"], 1
