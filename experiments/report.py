@@ -34,7 +34,9 @@ def label(record: Record) -> str:
     words = [step_label(step) for step in steps if "rule" not in step]
     if rules := len(steps) - len(words):
         words.append(f"{rules} rule{'s' if rules > 1 else ''}")
-    return " + ".join(words) or record.get("stored_as") or "float"
+    asked = record["config"].get("model", {})  # an endpoint is known by its name
+    own = asked["name"] if "url" in asked and not record["config"].get("checkpoint") else "float"
+    return " + ".join(words) or record.get("stored_as") or own
 
 
 def labels(records: Sequence[Record]) -> list[str]:

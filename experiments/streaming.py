@@ -36,7 +36,7 @@ from experiments.checkpoints.loading import load_blocks, parameters, put
 from experiments.checkpoints.planish import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
-from experiments.evaluation.forward import embedded
+from experiments.evaluation.forward import embedded, in_chunks
 from experiments.recipes import ENDS, Recipe
 from models.block import Block, Flow
 from models.decoder import sites
@@ -284,7 +284,7 @@ def _by_phase(result: BlockResult) -> dict[str, float]:
 
 def embed_windows(source: Source, windows: Int[np.ndarray, "n T"], chunk: int) -> Iterator[Flow]:
     """The activations that enter the first block, `chunk` windows at a time."""
-    for x in embedded(source, windows, chunk):
+    for x in embedded(source, in_chunks(windows, chunk)):
         yield Flow(x, x, jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
 
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from algorithms import surgery
 from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor
-from experiments.checkpoints.sources import Source, tensor_name
+from experiments.checkpoints.sources import Rows, Source, tensor_name
 from models.block import Block
 from models.config import DecoderConfig
 from models.decoder import Decoder, Stem, Tail, build_block
@@ -94,9 +94,7 @@ def put(block: Block, arrays: Mapping[str, Any]) -> None:
             module.scale.set_value(value)
 
 
-def load_stem(
-    source: Source, dtype: DTypeLike = jnp.float32, *, rows: np.ndarray | slice | None = None
-) -> Stem:
+def load_stem(source: Source, dtype: DTypeLike = jnp.float32, *, rows: Rows | None = None) -> Stem:
     """What comes before the first block.
 
     rows: of the embedding, those tokens alone, numbered anew from 0 as they are given.
@@ -104,9 +102,7 @@ def load_stem(
     return _load(lambda: Stem(_of_rows(source.config, rows), rngs=nnx.Rngs(0)), source, dtype, rows)
 
 
-def load_tail(
-    source: Source, dtype: DTypeLike = jnp.float32, *, rows: np.ndarray | slice | None = None
-) -> Tail:
+def load_tail(source: Source, dtype: DTypeLike = jnp.float32, *, rows: Rows | None = None) -> Tail:
     """What follows the last block; its head, where the embedding serves, is the stem's.
 
     rows: of the head, those tokens alone.
@@ -119,7 +115,7 @@ def load_model(source: Source, dtype: DTypeLike = jnp.float32) -> Decoder:
     return _load(lambda: Decoder(source.config, rngs=nnx.Rngs(0)), source, dtype)
 
 
-def _of_rows(config: DecoderConfig, rows: np.ndarray | slice | None) -> DecoderConfig:
+def _of_rows(config: DecoderConfig, rows: Rows | None) -> DecoderConfig:
     if rows is None:
         return config
     return dataclasses.replace(config, vocabulary=len(np.arange(config.vocabulary)[rows]))
@@ -132,7 +128,7 @@ class _Stored(NamedTuple):
 
 
 def _load[M: nnx.Module](
-    build: Callable[[], M], source: Source, dtype: Any, rows: np.ndarray | slice | None = None
+    build: Callable[[], M], source: Source, dtype: Any, rows: Rows | None = None
 ) -> M:
     """Build a module without computing anything and fill it from its own paths."""
     module = nnx.eval_shape(build)
@@ -140,27 +136,18 @@ def _load[M: nnx.Module](
 
 
 def _stored(
-    module: nnx.Module, source: Source, prefix: str = "", rows: np.ndarray | slice | None = None
+    module: nnx.Module, source: Source, prefix: str = "", rows: Rows | None = None
 ) -> Iterator[_Stored]:
     """Every tensor of a module, by `prefix` + its own path, one after the other."""
     # A layer's bias comes before its kernel, which may replace the layer.
     for path, _ in sorted(nnx.to_flat_state(nnx.state(module)), key=lambda item: str(item[0])):
         *parts, field = (str(part) for part in path)
         name = prefix + tensor_name(path)
-        tensor = source.tensor(name)
         if rows is not None and name in ENDS:
-            tensor = _rows(name, tensor, rows)
+            tensor = source.rows(name, rows)
+        else:
+            tensor = source.tensor(name)
         yield _Stored(".".join(parts), field, tensor)
-
-
-def _rows(name: str, tensor: Any, rows: np.ndarray | slice) -> Any:
-    """Some rows of the embedding or the head; of a compressed head, as it is compressed."""
-    if isinstance(tensor, CompressedTensor) and name == "head.weight":
-        assert isinstance(rows, slice)
-        first, stop, _ = rows.indices(o := tensor.shape[0])
-        pieces = tensor.split([n for n in (first, stop - first, o - stop) if n])
-        return pieces[1 if first else 0]
-    return np.asarray(tensor.dequantize() if isinstance(tensor, CompressedTensor) else tensor)[rows]
 
 
 def _fill[M: nnx.Module](module: M, stored: Iterator[_Stored], dtype: Any) -> M:
