@@ -109,7 +109,6 @@ def row(record: dict[str, Any], few: DecoderConfig, whole: DecoderConfig) -> dic
         "parameters": found.parameters,
         "held": held,
         "peak_memory": record["peak_memory"],
-        "times_twice": record["peak_memory"] / (2 * block + held["activations"]),
         "seconds": record["seconds"],
         "estimated_memory": record["estimate"]["memory"],
         "whole": {"blocks": whole.layers, "calibration": CALIBRATION, **found._asdict()},
