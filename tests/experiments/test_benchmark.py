@@ -11,6 +11,7 @@ from experiments.evaluation import floor
 from experiments.measurements import scale
 from experiments.measurements.interruptions import _require_equal, interruptions
 from experiments.measurements.scale import write_random_model
+from experiments.report import speed_markdown
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
@@ -67,6 +68,9 @@ def test_large_shapes_pass_and_their_exports_evaluate_alike(tmp_path, monkeypatc
     assert row["whole"]["blocks"] == 32
     assert row["whole"]["parameters"] == 32 * (weights + 2 * 64) + 2 * 300 * 64 + 64
     assert not (tmp_path / "llama_3_8b").exists()
+    record = {"results": {"scale": [row]}, "device": {"cores": 2, "machine": "x86_64"}}
+    shown = speed_markdown(record | {"versions": {"jax": "0.11"}}, "scale")
+    assert "| llama 3 8b | 1 of 32 | gptq 32 | 0.00 | 0.00 | 0.00 |" in shown
 
 
 def test_an_unknown_measurement_is_refused(tmp_path):
