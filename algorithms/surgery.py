@@ -7,8 +7,10 @@ W [out, in], as papers do. Experts' layers have a matrix for each expert, [e, in
 import functools
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from algorithms.modules import CompressedExperts, CompressedLinear
@@ -62,11 +64,19 @@ def get_weight(linear: LinearLayer) -> Float[Array, "*e o i"]:
     return linear.kernel[...].swapaxes(-1, -2)
 
 
-def set_weight(linear: LinearLayer, w: Float[Array, "*e o i"]) -> None:
-    """Give a linear layer the weight W [o, i]; its shape must be the layer's own."""
+def set_weight(
+    linear: LinearLayer, w: Float[Array, "*e o i"], dtype: DTypeLike | None = None
+) -> None:
+    """Give a linear layer the weight W [o, i], as `dtype`; its shape must be the layer's own."""
     if w.shape != (expected := weight_shape(linear)):
         raise ValueError(f"w.shape={w.shape} does not fit a linear layer of {expected}.")
-    linear.kernel.set_value(w.swapaxes(-1, -2))
+    linear.kernel.set_value(_kernel(w, dtype=dtype or w.dtype))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _kernel(w: Float[Array, "*e o i"], *, dtype: Any) -> Float[Array, "*e i o"]:
+    """In one step, so that no third copy of a large weight is made on the way."""
+    return w.swapaxes(-1, -2).astype(dtype)
 
 
 def compress_linear(root: nnx.Module, path: str, tensor: CompressedTensor) -> None:

@@ -225,14 +225,14 @@ def grouped(rows: Mapping[str, int], method_of: Callable[[str], Any]) -> list[tu
 def _compress(block, site, paths: list[str], stats, key, method: LayerwiseMethod):
     """The compressed weights of `paths`, and the error of all of them as one matrix."""
     solve, measure = (mixtures.solve, mixtures.error) if site.experts else (_solve, _error)
-    weights = [surgery.get_weight(surgery.linear_at(block, path)) for path in paths]
-    w = jnp.concatenate(weights, -2)
+    layers = [surgery.linear_at(block, path) for path in paths]
+    # Each is let go of as soon as it is not needed: two such matrices can be a block of the model.
+    w = jnp.concatenate(list(map(surgery.get_weight, layers)), -2)
     tensor = solve(w, stats, key, method=method)
-    pieces = tensor.split([piece.shape[-2] for piece in weights])
-    approximation = jnp.concatenate([dense(piece, dtype=w.dtype) for piece in pieces], -2)
-    error = float(measure(w, approximation, stats, method=method))
+    error = float(measure(w, dense(tensor, dtype=w.dtype), stats, method=method))
     if not math.isfinite(error):
         raise NotFiniteError(explain(site.name, paths, error, w, stats))
+    pieces = tensor.split([surgery.weight_shape(layer)[-2] for layer in layers])
     return dict(zip(paths, pieces, strict=True)), error
 
 

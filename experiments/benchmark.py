@@ -1,6 +1,6 @@
 """Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
-being killed, how far estimates are off, and what damaged files do:
-python -m experiments.benchmark [what=[gptq,perplexity,memory,interruptions,estimates,hostile]]
+being killed, how far estimates are off, whether large models pass, and what damaged files do:
+python -m experiments.benchmark what=[gptq,perplexity,memory,interruptions,estimates,scale,hostile]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -16,13 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 from omegaconf import DictConfig
 
 from experiments import progress, records
-from experiments.checkpoints.families import FAMILIES
-from experiments.checkpoints.sources import Source, shapes
+from experiments.checkpoints.sources import Source
 from experiments.data.corpora import STORED
 from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
@@ -30,6 +27,7 @@ from experiments.evaluation import floor
 from experiments.measurements.estimates import estimates
 from experiments.measurements.hostile.campaign import hostile
 from experiments.measurements.interruptions import interruptions
+from experiments.measurements.scale import scale, write_random_model
 from experiments.runs import run as runs
 
 PEERS = records.ROOT / "tests" / "peers"
@@ -52,6 +50,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "interruptions": lambda plain, source, folder: interruptions(plain, folder),
         "hostile": lambda plain, source, folder: hostile(plain, folder),
         "estimates": lambda plain, source, folder: estimates(plain, source, folder, our_run),
+        "scale": lambda plain, source, folder: scale(plain, source, folder, our_run),
     }
     if unknown := set(plain["what"]) - set(measure):
         raise UserError(f"what={sorted(unknown)} is unknown: choose from {', '.join(measure)}.")
@@ -143,29 +142,13 @@ def memory(plain: dict[str, Any], source: Source, folder: Path) -> list[dict[str
     rows = []
     for depth in plain["depths"]:
         with tempfile.TemporaryDirectory() as model:
-            write_random_model(source, depth, Path(model))
+            config = dataclasses.replace(source.config, layers=depth, tied_embeddings=True)
+            write_random_model(config, source.tokenizer(), Path(model))
             settings = ["model=local", f"model.path={model}", *plain["memory"]]
             record = our_run("compress", folder / f"memory-{depth}", settings)
         rows.append({"blocks": depth, "peak_memory": record["peak_memory"]})
     peaks = [row["peak_memory"] for row in rows]
     return [{**row, "times_least": row["peak_memory"] / min(peaks)} for row in rows]
-
-
-def write_random_model(source: Source, depth: int, folder: Path) -> None:
-    """A Hugging Face folder of random float16 weights with `source`'s block shape and tokenizer."""
-    config = dataclasses.replace(source.config, layers=depth, tied_embeddings=True)
-    family = FAMILIES[config.family]
-    (folder / "config.json").write_text(json.dumps(family.write(config)))
-    rng = np.random.default_rng(0)
-    weight_map: dict[str, str] = {}
-    for name, shape in shapes(config).items():  # one file per tensor: never the whole model at once
-        x = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5
-        stored, file = family.stored(config, {name: x.astype(np.float16)}), f"{name}.safetensors"
-        safetensors.numpy.save_file(stored, folder / file)
-        weight_map |= dict.fromkeys(stored, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    source.tokenizer().core.save(str(folder / "tokenizer.json"))
 
 
 def our_run(command: str, folder: Path, overrides: list[str]) -> dict[str, Any]:

@@ -3,7 +3,8 @@ python -m experiments.collect [FOLDER_OR_RECORD …] [--metric M] [--reference R
     [--csv FILE] [--markdown FILE] [--publish FOLDER]
 
 Every record below the folders counts (runs/ when none is named), and so does every run that has
-none: what failed or was interrupted is listed below the table, with its reason.
+none: what failed or was interrupted is listed below the table, with its reason. Tasks of
+evaluation=lm_eval have a table of their own; --metric metrics.tasks.NAME.acc.value compares by one.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from experiments import records
+from experiments import records, task_scores
 from experiments.comparison import (
     FOOTNOTE,
     Row,
@@ -134,24 +135,37 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     wanted = arguments()
     found = experiments(gather(wanted.places))
+    asked = [r for each in found for r in each.records if task_scores.tasks_of(r)]
+    if wanted.metric != PERPLEXITY:  # which may be a task's
+        asked = []
     lacking = [each for each in found if not measured(each, wanted.metric)]
-    if len(lacking) < len(found):
+    if len(lacking) < len(found) or asked:
         found = [each for each in found if each not in lacking]
+    lacking = [each for each in lacking if each.records[0] not in asked]
     rows = compare(found, wanted.metric, wanted.reference)
     for path, text in (
         (wanted.csv, as_csv(rows, wanted.metric)),
-        (wanted.markdown, markdown(rows, wanted.metric)),
+        (wanted.markdown, _markdown(rows, asked, wanted.metric)),
     ):
         if path:
             _write(path, text)
     if wanted.publish:
         kept = publish(list(_finished(wanted.places)), wanted.publish)
         console.print(f"published {len(kept)} records in {wanted.publish}")
-    console.print(table(rows, wanted.metric) if rows else "no finished runs")
+    if rows or not asked:
+        console.print(table(rows, wanted.metric) if rows else "no finished runs")
+    if asked:
+        console.print(task_scores.table(asked))
     for each in lacking:
         console.print(Text(f"not in the table: {each.name}: no {wanted.metric}"), soft_wrap=True)
     for folder, reason in unfinished(wanted.places):
         console.print(Text(f"not in the table: {folder}: {reason}"), soft_wrap=True)
+
+
+def _markdown(rows: Sequence[Row], asked: Sequence[Record], metric: str) -> str:
+    """The table of the metric, then that of tasks, whichever there is."""
+    own = [markdown(rows, metric)] if rows or not asked else []
+    return "\n".join([*own, *([task_scores.markdown(asked)] if asked else [])])
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,9 +1,10 @@
 """Experiments beside one another: repetitions gathered, uncertainty stated, differences paired.
 
 An experiment is all records of one identity; its seeds are its repetitions. With two or more, the
-confidence interval is over seeds; with one, perplexity's is over held-out windows, and any other
-metric has none. Perplexity is averaged in the log, so that it and its interval are exp(loss). The
-same seeds again tell nothing new of a perplexity, so the latest counts; of a time they do.
+confidence interval is over seeds; with one, perplexity's is over held-out windows, a task's over
+its questions, and any other metric has none. Perplexity is averaged in the log, so that it and its
+interval are exp(loss). The same seeds again tell nothing new of a perplexity or of a task, so the
+latest counts; of a time they do.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from experiments.report import (
     number,
 )
 from experiments.statistics import Estimate, estimate, holm
+from experiments.task_scores import question_scores, short_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Row:
 
     experiment: Experiment
     found: Estimate
-    over: str  # what the interval is over: "seeds", "runs", "windows", or "–" for none
+    over: str  # of the interval: "seeds", "runs", "windows", "questions", or "–" for none
     difference: Estimate | None  # to the reference, paired; None for itself and without one
     difference_over: str  # or why there is no difference
     p: float  # of no difference, adjusted by Holm over the table
@@ -70,7 +72,7 @@ def compare(
     Raises UserError if a record lacks the metric or `reference` is not the name of just one.
     """
     named = None if reference is None else choose(found, reference)
-    rows = [_row(each, metric, named or _float_of(each, found)) for each in found]
+    rows = [_row(each, metric, named or _float_of(each, found, metric)) for each in found]
     adjusted = holm([row.p for row in rows])
     return [dataclasses.replace(row, p=p) for row, p in zip(rows, adjusted, strict=True)]
 
@@ -86,54 +88,87 @@ def choose(found: Sequence[Experiment], substring: str) -> Experiment:
     return alike[0]
 
 
-def _float_of(experiment: Experiment, found: Sequence[Experiment]) -> Experiment | None:
-    """The same model as it is, on the same windows."""
+def _float_of(
+    experiment: Experiment, found: Sequence[Experiment], metric: str
+) -> Experiment | None:
+    """The same model as it is, on the same windows or questions."""
     first = experiment.records[0]
     for other in found:
         reference = other.records[0]
         if label(reference) == "float" and reference["model"]["digest"] == first["model"]["digest"]:
-            if loss_differences(first, reference) is not None:
+            if _by_part(first, reference, metric) is not None:
                 return other
     return None
 
 
 def _row(experiment: Experiment, metric: str, reference: Experiment | None) -> Row:
     records: Sequence[Record] = experiment.records
-    if metric == PERPLEXITY:
+    if judged := _parts(records[0], metric) is not None:
         records = list(by_seeds(records).values())
     values = np.array([number(record, metric) for record in records])
     sample, over = values, "runs" if len(records) > 1 else "–"
-    if metric == PERPLEXITY:
-        sample, over = np.log(values), "seeds"
-    if metric == PERPLEXITY and len(records) == 1:
-        sample, over = np.array(records[0]["metrics"]["perplexity"]["window_losses"]), "windows"
+    if judged:
+        sample, over = np.log(values) if metric == PERPLEXITY else values, "seeds"
+    if len(records) == 1 and (parts := _parts(records[0], metric)) is not None:
+        sample, over = parts, _what(metric)
     found = estimate(sample)
     if reference is None or reference is experiment:
         return Row(experiment, found, over, None, "–", math.nan)
     try:
         sample, apart = _differences(records, reference.records, metric)
     except UserError:
-        return Row(experiment, found, over, None, _why_not(records, reference.records), math.nan)
+        why = _why_not(records, reference.records, metric)
+        return Row(experiment, found, over, None, why, math.nan)
     difference = estimate(sample)
     return Row(experiment, found, over, difference, apart, difference.p)
+
+
+def _what(metric: str) -> str:
+    """What one run's metric is a mean over."""
+    return "windows" if metric == PERPLEXITY else "questions"
+
+
+def _parts(record: Record, metric: str) -> Float[np.ndarray, "n"] | None:
+    """What one run's metric is the mean of: losses of windows, scores of questions."""
+    if metric == PERPLEXITY:
+        return np.array(record["metrics"]["perplexity"]["window_losses"])
+    scores = question_scores(record, metric)
+    return None if scores is None else scores[1]
+
+
+def _by_part(record: Record, reference: Record, metric: str) -> Float[np.ndarray, "n"] | None:
+    """Differences by window or question; None unless these are the same, of other metrics by
+    window too."""
+    mine, other = question_scores(record, metric), question_scores(reference, metric)
+    if mine is None and other is None:
+        return loss_differences(record, reference)
+    if mine is None or other is None or mine[0] != other[0]:
+        return None
+    return mine[1] - other[1]
 
 
 def _differences(
     records: Sequence[Record], reference: Sequence[Record], metric: str
 ) -> tuple[Float[np.ndarray, "n"], str]:
-    """One difference per shared seed; with a single one, of perplexity, one per window."""
+    """One difference per shared seed; with a single one, of what has parts, one per part."""
     pairs = shared_seeds(records, reference)
-    if metric != PERPLEXITY:
-        found = [number(a, metric) - number(b, metric) for a, b in pairs]
-        return np.array(found), "seeds"
-    if len(pairs) == 1:
-        return mean_difference(pairs), "windows"
-    return np.array([mean_difference([pair]).mean() for pair in pairs]), "seeds"
+    if metric == PERPLEXITY:
+        if len(pairs) == 1:
+            return mean_difference(pairs), "windows"
+        return np.array([mean_difference([pair]).mean() for pair in pairs]), "seeds"
+    if question_scores(records[0], metric) is not None:
+        apart = [_by_part(a, b, metric) for a, b in pairs]
+        if any(each is None for each in apart):
+            raise UserError("other questions")
+        if len(pairs) == 1:
+            assert apart[0] is not None
+            return apart[0], "questions"
+    return np.array([number(a, metric) - number(b, metric) for a, b in pairs]), "seeds"
 
 
-def _why_not(records: Sequence[Record], reference: Sequence[Record]) -> str:
-    if loss_differences(records[0], reference[0]) is None:
-        return "other windows"
+def _why_not(records: Sequence[Record], reference: Sequence[Record], metric: str) -> str:
+    if _by_part(records[0], reference[0], metric) is None:
+        return "other questions" if question_scores(records[0], metric) else "other windows"
     return "no shared seed"
 
 
@@ -161,7 +196,7 @@ def cells(row: Row, metric: str) -> list[str]:
 
 
 def header(metric: str) -> list[str]:
-    what = "perplexity" if metric == PERPLEXITY else metric
+    what = "perplexity" if metric == PERPLEXITY else short_name(metric)
     delta = "Δ loss" if metric == PERPLEXITY else "Δ"
     names = ["method", "bits", "seeds", what, "95 % interval", "over"]
     return [*names, delta, "its 95 % interval", "over", "p (Holm)"]

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import exporting, planning, records, streaming
+from experiments import exporting, planning, records, streaming, task_scores
 from experiments.checkpoints.exports import Export, Writer
 from experiments.checkpoints.planish import DESCRIPTION, Checkpoint, CheckpointWriter
-from experiments.checkpoints.sources import Source
+from experiments.checkpoints.sources import of_weights
 from experiments.data.windows import Windows
 from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
@@ -37,25 +37,26 @@ def run(config: DictConfig) -> runs.Run:
 
 def prepare(config: DictConfig) -> planning.Plan:
     """What the configuration asks for, opened but not loaded, and what it will take."""
-    return planning.plan(config, build(config, "model"), compressing=True)
+    return planning.plan(config, of_weights(build(config, "model")), compressing=True)
 
 
 def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
     plan = prepare(config)
     source, windows = plan.source, plan.windows
+    assert windows is not None
     plan.require(at.folder)
     with runs.begin(at) as run:
         notes = {
             "identity": at.identity,
             "recipe": steps(plain),
-            "source": model_facts(source),
+            "source": source.facts(),
             "calibration": {"name": windows.name, "digest": windows.digest},
         }
         export = _begin_export(run, plan, exporting.chosen(config), at.identity)
         layers = _compress(run, plan, plain["seeds"]["method"], notes, export)
         compressed = Checkpoint(run.folder / "checkpoint")
         with run.recorder.phase("evaluate"):
-            metrics = build(config, "evaluation")(compressed, windows)
+            metrics = plan.evaluation(compressed, windows)
         size = footprint(compressed.description["tensors"])._asdict()
         if export is not None:
             exporting.complete(compressed, export, {"metrics": metrics, "footprint": size})
@@ -123,6 +124,7 @@ def _compress(
                     "their weights do nothing there and were set to zero."
                 )
 
+    assert plan.windows is not None
     with run.recorder.phase("compress"):
         layers = streaming.compress_model(
             source, writer, plan.recipe, plan.windows.calibration, plan.walk,
@@ -148,11 +150,6 @@ def _known(run: runs.OpenRun) -> dict[int, streaming.LayerReport]:
     return {e["layer"]: streaming.LayerReport(**{f: e[f] for f in fields}) for e in entries}
 
 
-def model_facts(source: Source) -> dict[str, Any]:
-    """What a record says of a model: its name without its place, and its digest."""
-    return {"location": source.location.rsplit("/", 1)[-1], "digest": source.digest()}
-
-
 def data_facts(windows: Windows) -> dict[str, Any]:
     """What a record says of its data; tokens: all of them, calibration and held out."""
     return {
@@ -168,6 +165,8 @@ def data_facts(windows: Windows) -> dict[str, Any]:
 def main(config: DictConfig) -> runs.Run:
     done = run(config)
     console.print(table([done.record]))
+    if task_scores.tasks_of(done.record):
+        console.print(task_scores.table([done.record]))
     console.print(f"checkpoint: {done.checkpoint}", soft_wrap=True)
     if (export := exporting.chosen(config)) is not None:
         console.print(f"export:     {exporting.place(done.folder, export)}", soft_wrap=True)

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.configuration import leaves, origins
-from experiments.hardware import describe
 from experiments.progress import console
 
 
@@ -25,7 +24,7 @@ def show(command: str, config: DictConfig, prepare: Callable[[DictConfig], Any] 
     at = runs.place(command, plain)
     if prepare is not None:
         plan = prepare(config)
-        console.print(describe(plan.estimate))
+        plan.show()
         plan.require(at.folder)
     state = "finished" if at.finished else "to go on with" if at.folder.exists() else "new"
     console.print(f"output folder: {at.folder} ({state})", soft_wrap=True)

@@ -6,6 +6,7 @@ at the machine's product rate. The constants were measured with SmolLM2-135M on 
 `measurements.estimates` compares estimates with runs.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from algorithms.blockwise import BlockwiseMethod
 from experiments import programs
 from experiments.checkpoint_size import Kind, checkpoint_bytes, kinds_of, tensors_of
 from experiments.checkpoints.sources import shapes
-from experiments.evaluation import perplexity
+from experiments.evaluation import logits
 from experiments.operations import Work, size, work
 from experiments.recipes import Recipe
 from experiments.streaming import Walk
@@ -66,6 +67,12 @@ class Estimate(NamedTuple):
     @property
     def total_seconds(self) -> float:
         return sum(self.seconds.values())
+
+    def evaluated(self, times: int) -> "Estimate":
+        """The same with its evaluation repeated."""
+        operations, seconds = ({**part, "evaluate": times * part["evaluate"]}
+                               for part in (self.operations, self.seconds))  # fmt: skip
+        return self._replace(operations=operations, seconds=seconds)
 
 
 class Held(NamedTuple):
@@ -151,7 +158,8 @@ def _compress(
     aimed = int(recipe.pairs) * (1 + scaled)
     streams = scaled + aimed + 2 * int(recipe.learns)
     resident += _arrays(entry, streams * copies)
-    forward, moments = Work(), [[Held(READING, embed)]] if windows else []
+    rows = 4 * config.hidden * min(config.vocabulary, windows * context)  # of the embedding
+    forward, moments = Work(), [[Held(READING, rows)]] if windows else []
     flow = entry
     for found, after in _stages(config, typical, chunk, context) if windows else ():
         forward += found
@@ -278,27 +286,31 @@ def _evaluation(
     layer = programs.like(config, dict(kind))
     x = programs.flow_shapes(config, chunk, context).residual
     positions = jax.ShapeDtypeStruct((1, context), jnp.int32)
-    tokens = jax.ShapeDtypeStruct((chunk, context), jnp.int32)
     graph, state = programs.split(
         lambda: programs.quantized(build_block(config, layer, rngs=nnx.Rngs(0)), tensors)
     )
     block = work(functools.partial(programs.run_block, graph), state, x, positions)
-    last, head = programs.split(lambda: programs.last(config))
-    losses = work(functools.partial(perplexity._window_losses, last), head, x, tokens)
-    return block, losses, size(state)
+    rows, predicted = logits.rows_at_once(config), chunk * (context - 1)
+    part = dataclasses.replace(config, vocabulary=rows)
+    last, head = programs.split(lambda: programs.last(part))
+    states = jax.ShapeDtypeStruct((predicted, config.hidden), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((predicted,), jnp.int32)
+    seen = jax.eval_shape(lambda: logits.nothing(predicted))
+    losses = work(functools.partial(logits.see, last), head, states, tokens, seen)
+    return block, losses.times(config.vocabulary / rows), size(state)
 
 
 def _evaluate(config: DecoderConfig, kind: Kind, heldout: Windows, chunk: int) -> _Phase:
     (windows, context), chunk = heldout, min(chunk, heldout[0])
     block, losses, weights = _evaluation(config, kind, chunk, context)
-    embed = 4 * config.vocabulary * config.hidden
-    beside = embed + 4 * windows * context * (config.hidden + 1)  # activations and tokens
-    own = 0 if config.tied_embeddings else embed  # the head's
+    tokens = windows * context
+    beside = 4 * tokens * (config.hidden + 1)  # activations and tokens
+    rows = 4 * config.hidden * min(config.vocabulary, tokens)  # of the embedding
+    head = 4 * config.hidden * logits.rows_at_once(config)
     memory = max(
-        READING * embed,
+        beside + READING * rows,
         beside + 2 * weights + CALLS * block.temporaries,
-        beside + READING * own,
-        beside + own + CALLS * losses.temporaries,
+        beside + READING * head + CALLS * losses.temporaries,
     )
     steps = windows / chunk
     total = block.times(config.layers * steps) + losses.times(steps)

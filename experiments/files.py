@@ -9,6 +9,8 @@ from pathlib import Path
 
 from experiments.errors import UserError
 
+ORIGIN = ".origin.json"  # in a partial folder: what it is of
+
 
 def write_whole(path: Path, text: str) -> Path:
     """Replace a file's content at once: a reader sees the old text or the new, never a part."""
@@ -26,6 +28,21 @@ def write_whole(path: Path, text: str) -> Path:
             raise
     sync(path.parent)
     return path
+
+
+def begin_partial(partial: Path, origin: str, *, finished: bool = False) -> None:
+    """Go on with a folder that is written part by part, or begin it anew where what an earlier
+    command left is of another origin.
+
+    origin: what identifies its content; kept in ORIGIN until the folder is done. finished: whether
+    all is there, ORIGIN taken away, and the name alone missing.
+    """
+    mark = partial / ORIGIN
+    ours = mark.read_text() == origin if mark.is_file() else finished
+    if partial.is_dir() and not ours:
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_whole(mark, origin)
 
 
 def sync(path: Path) -> None:

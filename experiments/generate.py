@@ -7,7 +7,7 @@ import jax
 from omegaconf import DictConfig
 
 from experiments.checkpoints.loading import load_model
-from experiments.checkpoints.sources import Source
+from experiments.checkpoints.sources import Source, of_weights, require_predictions
 from experiments.data.tokenizer import Tokenizer
 from experiments.entry import entry_point, resolved
 from experiments.errors import UserError
@@ -18,6 +18,7 @@ from experiments.progress import console
 
 def continue_text(source: Source, prompt: str, config: dict) -> Iterator[str]:
     """Pieces of text as they are generated."""
+    require_predictions(source.config, "text to generate")
     tokenizer = source.tokenizer()
     ids = encode_prompt(tokenizer, prompt, chat=config["chat"])
     tokens = generate(
@@ -54,7 +55,7 @@ def main(config: DictConfig) -> None:
     if not plain["chat"]:
         print(plain["prompt"], end="", flush=True)
     start, count = time.perf_counter(), 0
-    for piece in continue_text(open_model(config), plain["prompt"], plain):
+    for piece in continue_text(of_weights(open_model(config)), plain["prompt"], plain):
         count += 1
         print(piece, end="", flush=True)
     print()

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.errors import UserError
+from experiments.evaluation.scoring import padded
 from models.decoder import Decoder
 from models.layers import KVCache
 
@@ -42,7 +44,9 @@ def generate(
 ) -> Iterator[int]:
     """Tokens that follow the prompt, up to `max_tokens` or to a stop token, which is left out.
 
-    Raises UserError if the prompt is empty or does not leave room in the model's context.
+    Prompts are padded to few lengths, and caches are made for them, so that not every prompt is
+    compiled anew. Raises UserError if the prompt is empty or does not leave room in the model's
+    context.
     """
     room = len(prompt) + max_tokens
     if not prompt:
@@ -53,14 +57,20 @@ def generate(
             f"context of {model.config.context}: shorten one of them."
         )
     graph, state = nnx.split(model)
-    caches = empty_caches(model, room)
-    tokens = jnp.asarray(prompt, jnp.int32)[None]
+    caches = empty_caches(model, padded(room, model.config.context))
+    tokens, count = jnp.asarray(_filled(prompt, model.config.context))[None], len(prompt)
     for step_key in jax.random.split(key, max_tokens):
-        token, caches = _step(graph, state, tokens, caches, step_key, sampling=sampling)
+        token, caches = _step(graph, state, tokens, caches, count, step_key, sampling=sampling)
         if (chosen := int(token[0])) in stops:
             return
         yield chosen
-        tokens = token[:, None]
+        tokens, count = token[:, None], 1
+
+
+def _filled(prompt: Sequence[int], context: int) -> Int[np.ndarray, " T"]:
+    tokens = np.zeros(padded(len(prompt), context), np.int32)
+    tokens[: len(prompt)] = prompt
+    return tokens
 
 
 def empty_caches(model: Decoder, room: int) -> tuple[KVCache, ...]:
@@ -74,8 +84,8 @@ def empty_caches(model: Decoder, room: int) -> tuple[KVCache, ...]:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampling"), donate_argnames="caches")
-def _step(graph, state, tokens: Int[Array, "B T"], caches, key, *, sampling: Sampling):
-    logits, caches = nnx.merge(graph, state).decode(tokens, caches)
+def _step(graph, state, tokens: Int[Array, "B T"], caches, count, key, *, sampling: Sampling):
+    logits, caches = nnx.merge(graph, state).decode(tokens, caches, count)
     return choose(logits.astype(jnp.float32), key, sampling), caches
 
 

@@ -12,6 +12,7 @@ from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
 from experiments.entry import build, resolved
 from experiments.estimate import Estimate, estimate
+from experiments.evaluation.tasks import Tasks
 from experiments.progress import console
 from experiments.recipe_builder import build_recipe
 from experiments.recipes import Recipe
@@ -22,7 +23,8 @@ class Plan(NamedTuple):
 
     source: Source
     recipe: Recipe | None  # None evaluates only
-    windows: Windows
+    windows: Windows | None  # None where only tasks are done, which bring their own questions
+    evaluation: Any  # called with a model and the windows, metrics
     walk: streaming.Walk
     estimate: Estimate
     settings: dict[str, Any]  # the arguments of `estimate`
@@ -31,6 +33,8 @@ class Plan(NamedTuple):
     def require(self, folder: Path) -> None:
         """Refuse a run that memory or disk will not hold; raises UserError with the numbers."""
         others = hardware.smaller(self.source.config, self.recipe, **self.settings)
+        if isinstance(self.evaluation, Tasks):  # no window could be left out
+            others = iter(())
         memory = self.hardware.assumed_memory()
         hardware.require(self.estimate, memory=memory, folder=folder, alternatives=others)
         disk = f", {hardware.gigabytes(self.estimate.disk)} of disk" if self.estimate.disk else ""
@@ -39,6 +43,10 @@ class Plan(NamedTuple):
             f"{hardware.gigabytes(self.estimate.peak)} of memory{disk}: {folder}",
             soft_wrap=True,
         )
+
+    def show(self) -> None:
+        """Print the estimate."""
+        console.print(hardware.describe(self.estimate))
 
     def facts(self) -> dict[str, Any]:
         """For the record: what was expected, beside what came."""
@@ -56,28 +64,48 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     plain = resolved(config)
     recipe = build_recipe(config, source.config) if compressing else None
     walk = streaming.Walk(**plain["walk"]) if compressing else streaming.Walk()
-    windows = build(config, "data").windows(
-        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
-        seed=plain["seeds"]["data"],
-    )  # fmt: skip
+    evaluation = build(config, "evaluation")
+    tasks = isinstance(evaluation, Tasks)
+    windows = None if tasks and not compressing else _windows(config, source, plain)
     if recipe is not None:
+        assert windows is not None
         if recipe.rotation is not None:
             source = recipe.rotation(source, windows.calibration)
+        if recipe.cache is not None:
+            source = recipe.cache(source)
         streaming.check_shapes(source, recipe)
     machine = hardware.Hardware(**plain["hardware"])
-    calibration, heldout = windows.calibration.shape, windows.heldout.shape
+    heldout, chunk, passes = _evaluated(evaluation, windows, source, plain)
     settings: dict[str, Any] = dict(
-        calibration=calibration if compressing else None,
+        calibration=windows.calibration.shape if windows is not None and compressing else None,
         heldout=heldout,
         walk=walk,
-        evaluation_chunk=plain["evaluation"]["chunk"],
+        evaluation_chunk=chunk,
         rate=machine.assumed_rate(),
         base=hardware.process_memory(),
     )
-    found = estimate(source.config, recipe, **settings)
+    found = estimate(source.config, recipe, **settings).evaluated(passes)
     if recipe is not None and (export := exporting.chosen(config)) is not None:
         forms = exporting.forms(source.config, recipe)
         export.require(source.config, forms)
         more = export.disk(source.config, forms, found.disk)
         found = found._replace(disk=found.disk + more)
-    return Plan(source, recipe, windows, walk, found, settings, machine)
+    return Plan(source, recipe, windows, evaluation, walk, found, settings, machine)
+
+
+def _windows(config: DictConfig, source: Source, plain: dict[str, Any]) -> Windows:
+    return build(config, "data").windows(
+        source.tokenizer(), source.config.vocabulary, longest=source.config.context,
+        seed=plain["seeds"]["data"],
+    )  # fmt: skip
+
+
+def _evaluated(
+    evaluation: Any, windows: Windows | None, source: Source, plain: dict[str, Any]
+) -> tuple[tuple[int, int], int, int]:
+    """Windows and their length, how many at a time, and how often the blocks are read for them."""
+    if isinstance(evaluation, Tasks):
+        return evaluation.work(source)
+    assert windows is not None
+    count, length = windows.heldout.shape
+    return (count, length), plain["evaluation"]["chunk"], 1

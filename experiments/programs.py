@@ -39,9 +39,10 @@ def quantized(block: Block, tensors: dict[str, Any]) -> Block:
 
 
 def last(config: DecoderConfig) -> nnx.Module:
-    """What follows the last block, and the embedding, which may serve as its head."""
+    """What follows the last block, and the embedding where it serves as its head."""
     rngs = nnx.Rngs(0)
-    return nnx.List([Tail(config, rngs=rngs), Stem(config, rngs=rngs).embed])
+    embed = [Stem(config, rngs=rngs).embed] if config.tied_embeddings else []
+    return nnx.List([Tail(config, rngs=rngs), *embed])
 
 
 def flow_shapes(config: DecoderConfig, chunk: int, context: int) -> Flow:

@@ -25,7 +25,8 @@ def build_recipe(config: DictConfig, model: DecoderConfig) -> Recipe:
     rules = tuple(_rule(config, n, rule) for n, rule in enumerate(_rules(config)))
     scaling = build(config, "scaling") if config.get("scaling") else None
     rotation = build(config, "rotation") if config.get("rotation") else None
-    recipe = Recipe(default, rules, scaling, rotation, _calibration(config))
+    cache = build(config, "cache") if config.get("cache") else None
+    recipe = Recipe(default, rules, scaling, rotation, _calibration(config), cache)
     _require_used(recipe, model)
     _require_data_free_ends(recipe)
     _require_one_kind(recipe, model)

@@ -8,6 +8,7 @@ A recipe's steps are groups of the configuration, taken in this order:
     algorithm    that compresses weights
     activations  are rounded before the compressed layers
     correction   of what is lost (low rank)
+    cache        of keys and values, rounded
 
 `rules` give single layers their own: the first whose pattern matches a layer's path counts.
 """
@@ -29,7 +30,7 @@ from models.config import DecoderConfig
 from models.decoder import readers
 
 type Method = LayerwiseMethod | BlockwiseMethod
-STEPS = ("rotation", "scaling", "calibration", "algorithm", "activations", "correction")
+STEPS = ("rotation", "scaling", "calibration", "algorithm", "activations", "correction", "cache")
 ENDS = ("embed", "head")  # dense unless a rule says otherwise
 
 
@@ -67,6 +68,7 @@ class Recipe:
     transform: SiteTransform | None = None
     rotation: Rotation | None = None
     calibration: Callable[[LayerwiseMethod], LayerwiseMethod] | None = None
+    cache: Callable[[Source], Source] | None = None  # the model that rounds keys and values
 
     def method(self, path: str) -> Method | None:
         """By full path, such as "blocks.3.mlp.down"; None: the layer stays dense."""
@@ -102,7 +104,7 @@ class Recipe:
 
     def needs_data(self, config: DecoderConfig) -> bool:
         """Whether any layer's method looks at activations."""
-        if self.transform is not None:
+        if self.transform is not None or self.cache is not None:
             return True
         found = [m for layer in range(config.layers) for m in self.block(config, layer).values()]
         return any(m is not None and looks_at_data(m) for m in found)

@@ -34,7 +34,9 @@ def label(record: Record) -> str:
     words = [step_label(step) for step in steps if "rule" not in step]
     if rules := len(steps) - len(words):
         words.append(f"{rules} rule{'s' if rules > 1 else ''}")
-    return " + ".join(words) or record.get("stored_as") or "float"
+    asked = record["config"].get("model", {})  # an endpoint is known by its name
+    own = asked["name"] if "url" in asked and not record["config"].get("checkpoint") else "float"
+    return " + ".join(words) or record.get("stored_as") or own
 
 
 def labels(records: Sequence[Record]) -> list[str]:
@@ -202,6 +204,7 @@ def speed_markdown(record: Record, what: str) -> str:
         "memory": _memory_rows,
         "interruptions": _interruption_rows,
         "estimates": _estimate_rows,
+        "scale": _scale_rows,
         "hostile": _hostile_rows,
     }
     header, *rows = tables[what](record["results"][what])
@@ -251,6 +254,32 @@ def _memory_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
         for row in results
     ]
     return [["blocks", "peak memory, GB", "times the least"], *rows]
+
+
+def _scale_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    header = ["shapes", "blocks", "recipe", "a block, GB", "its statistics", "activations", "peak"]
+    header += ["of twice a block", "and statistics", "export's Δ loss"]
+    header += ["whole model: peak, GB", "hours", "disk, GB"]
+    rows = []
+    for row in results:
+        held, whole = row["held"], row["whole"]
+        peak, twice = row["peak_memory"], 2 * held["block"] + held["activations"]
+        rows.append(
+            [
+                row["model"].replace("_", " "),
+                f"{row['blocks']} of {whole['blocks']}",
+                " ".join(part.partition("=")[2] for part in row["recipe"]),
+                *(f"{held[part] / 1e9:.2f}" for part in ("block", "statistics", "activations")),
+                f"{peak / 1e9:.2f}",
+                f"{peak / twice:.2f}",
+                f"{peak / (twice + 2 * held['statistics']):.2f}",
+                f"{row['loss_of_export'] - row['loss']:+.1e}",
+                f"{max(whole['memory'].values()) / 1e9:.1f}",
+                f"{sum(whole['seconds'].values()) / 3600:.1f}",
+                f"{whole['disk'] / 1e9:.1f}",
+            ]
+        )
+    return [header, *rows]
 
 
 def _interruption_rows(row: dict[str, Any]) -> list[list[str]]:

@@ -14,6 +14,8 @@ NAMES = {
 
 def step_label(step: Mapping[str, Any]) -> str:
     name = step["_target_"].rsplit(".", 1)[-1]
+    if name == "RoundedCache":
+        return f"KV {step['element'].upper()}"
     if name == "quantized_inputs":
         static = [] if step.get("dynamic", True) is True else ["static"]
         first, *rest = _format_words(step["format"])

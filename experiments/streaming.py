@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Int
 
+from algorithms import kv_cache
 from algorithms.blockwise import BlockwiseMethod, learn_block
 from algorithms.tensors import CompressedTensor
 from algorithms.walk import (
@@ -32,10 +32,11 @@ from algorithms.walk import (
     transform_block,
 )
 from experiments import progress
-from experiments.checkpoints.loading import load_blocks, load_stem, parameters, put
+from experiments.checkpoints.loading import load_blocks, parameters, put
 from experiments.checkpoints.planish import CheckpointWriter, part_of
 from experiments.checkpoints.sources import Source, shapes
 from experiments.errors import UserError
+from experiments.evaluation.forward import embedded, in_chunks
 from experiments.recipes import ENDS, Recipe
 from models.block import Block, Flow
 from models.decoder import sites
@@ -133,8 +134,10 @@ def _replay_layer(state: _State, block: Block, layer: int) -> None:
     part, prefix = state.writer.read(f"blocks.{layer}"), f"blocks.{layer}."
     _through(block, state.targets)
     found = {name.removeprefix(prefix): part.tensor(name) for name in part.trees}
+    dense = {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)}
     if state.recipe.transform is not None:
-        put(block, {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)})
+        put(block, dense)
+    put(block, {n: x for n, x in dense.items() if n.endswith(kv_cache.SCALES)})
     compressed = {
         name.removesuffix(".weight"): tensor
         for name, tensor in found.items() if isinstance(tensor, CompressedTensor)
@@ -157,7 +160,11 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
     original = _originals(state, block)
     clock = Clock()
     try:
+        scales = _fit_cache(state, block)
         changed = _transform(state, block, layer)
+        if changed:
+            scales = _fit_cache(state, block)
+        changed |= scales
         clock.lap("transform")
         if any(isinstance(m, BlockwiseMethod) for m in methods.values()):
             result = _learn(state, block, methods, key)
@@ -165,7 +172,7 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
             result = compress_block(
                 block, state.chunks, methods.__getitem__,  # type: ignore[arg-type]
                 sequential=state.walk.sequential, key=key,
-                original=None if original is None else Original(nnx.clone(block), original),
+                original=None if original is None else Original(kv_cache.exact(block), original),
             )  # fmt: skip
     except ValueError as error:
         raise UserError(f"Block {layer}: {error}") from error
@@ -192,6 +199,19 @@ def _originals(state: _State, block: Block) -> list[Flow] | None:
     return entered
 
 
+def _fit_cache(state: _State, block: Block) -> dict[str, np.ndarray]:
+    """Scales of keys and values, by name within the block, where the recipe rounds them: of what
+    the block's projections give before they are compressed.
+    """
+    if state.recipe.cache is None:
+        return {}
+    moving = list(state.chunks)
+    advance(block, moving, 0)
+    kv_cache.fit(block, moving)
+    held = parameters(block)
+    return {name: held[name] for name in held if name.endswith(kv_cache.SCALES)}
+
+
 def _transform(state: _State, block: Block, layer: int) -> dict[str, np.ndarray]:
     """Transform the block, and round what stays dense as the checkpoint keeps it: the walk goes on
     with what is stored. What was changed, by name within the block.
@@ -213,7 +233,8 @@ def _learn(state: _State, block: Block, methods: Mapping[str, Any], key: Any) ->
     """One block of a learned method, towards the targets; activations go through it."""
     clock, inputs = Clock(), list(state.chunks)
     learned = {path: m for path, m in methods.items() if m is not None}
-    tensors, loss = learn_block(block, inputs, state.targets, learned, key)
+    # Rounding has no slope that a method could learn by.
+    tensors, loss = learn_block(kv_cache.exact(block), inputs, state.targets, learned, key)
     clock.lap("solve")
     replay_block(block, tensors, state.chunks, sequential=state.walk.sequential)
     clock.lap("forward")
@@ -263,12 +284,8 @@ def _by_phase(result: BlockResult) -> dict[str, float]:
 
 def embed_windows(source: Source, windows: Int[np.ndarray, "n T"], chunk: int) -> Iterator[Flow]:
     """The activations that enter the first block, `chunk` windows at a time."""
-    stem = load_stem(source)
-    for n in range(0, len(windows), chunk):
-        tokens = jnp.asarray(windows[n : n + chunk])
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x = stem(tokens, positions)
-        yield Flow(x, x, positions)
+    for x in embedded(source, in_chunks(windows, chunk)):
+        yield Flow(x, x, jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
 
 
 def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = None) -> np.ndarray:
@@ -279,10 +296,12 @@ def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = No
     x = np.asarray(source.read(name))
     if changed is not None:
         x = changed.astype(x.dtype)
-    if walk.dense_dtype is None:
+    if name.endswith(kv_cache.SCALES):
+        return x
+    if walk.dense_dtype is None or changed is None and str(x.dtype) == walk.dense_dtype:
         return x
     with np.errstate(over="ignore"):  # refused below
-        stored = x.astype(jnp.dtype(walk.dense_dtype))
+        stored = x.astype(jnp.dtype(walk.dense_dtype), copy=False)
     if not np.isfinite(stored).all():
         raise UserError(
             f"{name} does not fit {walk.dense_dtype}: its largest magnitude is "

@@ -8,6 +8,7 @@ from models.rope import RopeScaling
 
 type Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 type Norm = Literal["rms", "layer"]
+type CacheElement = Literal["fp8", "int8"]
 type Positions = Literal["rotary", "learned"]
 
 COUNTS = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size", "feed_forward",
@@ -92,6 +93,7 @@ class DecoderConfig:
     residual_scale: float = 1.0  # of what attention and MLP add
     logit_scale: float = 1.0
     experts: Mixing | None = None
+    cache: CacheElement | None = None  # what keys and values are rounded onto; None: nothing
     # Of encoders:
     causal: bool = True  # a token sees none that follow it
     norms_after: bool = False  # each norm is behind its sum, and none before; one on the embedding
@@ -123,6 +125,8 @@ class DecoderConfig:
         for name, kind in (("norm", Norm), ("activation", Activation), ("positions", Positions)):
             if (value := getattr(self, name)) not in (known := get_args(kind.__value__)):
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
+        if self.cache not in (None, *(known := get_args(CacheElement.__value__))):
+            raise ValueError(f"cache={self.cache!r} must be one of {', '.join(known)}, or None.")
         windows = [w for w in self.windows or () if w is not None]
         if not all(map(_is_count, [*windows, *([] if self.rotated is None else [self.rotated])])):
             raise ValueError(f"{self.windows=} and {self.rotated=} must be of whole numbers.")

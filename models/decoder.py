@@ -3,6 +3,7 @@
 Shapes: B windows, T tokens, D hidden, V vocabulary.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -77,11 +78,18 @@ class Tail(nnx.Module):
         if self.predicts and not self.tied:
             self.head = nnx.Linear(c.hidden, c.vocabulary, use_bias=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*m D"], embed: nnx.Embed) -> Float[Array, "*m V"]:
+    def __call__(
+        self, x: Float[Array, "*m D"], embed: nnx.Embed | None = None
+    ) -> Float[Array, "*m V"]:
+        """embed: where it is tied, the embedding, or its rows for some tokens."""
         if not self.predicts:
             return x
         x = self.norm(x)
-        y = embed.attend(x) if self.tied else self.head(x)
+        if self.tied:
+            assert embed is not None
+            y = embed.attend(x)
+        else:
+            y = self.head(x)
         if self.scale != 1:
             y = y * self.scale
         return capped(y, self.cap)
@@ -106,14 +114,19 @@ class Decoder(nnx.Module):
         return self.tail(x, self.stem.embed)
 
     def decode(
-        self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...]
+        self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...], count: Int[Array, ""]
     ) -> tuple[Float[Array, "B V"], tuple[KVCache, ...]]:
-        """Append tokens to the caches; logits of the token that follows the last one."""
-        positions = caches[0].length + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        """Append the first `count` tokens to the caches; logits of the token that follows them.
+
+        What is behind them is padding: no later token sees it.
+        """
+        places = jnp.minimum(jnp.arange(tokens.shape[1]), count - 1)  # no place beyond the last
+        positions = caches[0].length + jnp.broadcast_to(places, tokens.shape)
         x = self.stem(tokens, positions)
         extended: list[KVCache] = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, longer = block(x, positions, cache)
             assert longer is not None
-            extended.append(longer)
-        return self.tail(x[:, -1:], self.stem.embed)[:, 0], tuple(extended)
+            extended.append(longer._replace(length=cache.length + count))
+        last = jax.lax.dynamic_slice_in_dim(x, count - 1, 1, axis=1)
+        return self.tail(last, self.stem.embed)[:, 0], tuple(extended)

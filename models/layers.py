@@ -9,7 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import attention, rope
-from models.config import Activation, DecoderConfig, Layer
+from models.config import Activation, CacheElement, DecoderConfig, Layer
+
+RANGE: dict[CacheElement, tuple[float, float]] = {"fp8": (-448.0, 448.0), "int8": (-128.0, 127.0)}
 
 
 class KVCache(NamedTuple):
@@ -28,6 +30,18 @@ def append(cache: KVCache, k: Float[Array, "B T k h"], v: Float[Array, "B T k h"
         jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), start),
         cache.length + k.shape[1],
     )
+
+
+def rounded(
+    x: Float[Array, "B T k h"], scale: Float[Array, "1"], element: CacheElement
+) -> Float[Array, "B T k h"]:
+    """Keys or values as a cache of such elements keeps them, `scale` times each; as they are where
+    the scale is 0.
+    """
+    step = jnp.where(scale > 0, scale, 1)
+    y = jnp.clip(x.astype(jnp.float32) / step, *RANGE[element])
+    y = y.astype(jnp.float8_e4m3fn).astype(y.dtype) if element == "fp8" else jnp.round(y)
+    return jnp.where(scale > 0, (y * step).astype(x.dtype), x)
 
 
 def norm(config: DecoderConfig, *, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
@@ -63,22 +77,24 @@ class Attention(nnx.Module):
             wide_q, wide_k = (inner, kv) if c.qk_norm_whole else (c.head_size, c.head_size)
             self.q_norm = nnx.RMSNorm(wide_q, epsilon=c.norm_epsilon, rngs=rngs)
             self.k_norm = nnx.RMSNorm(wide_k, epsilon=c.norm_epsilon, rngs=rngs)
+        self.cache = c.cache
+        if c.cache is not None:
+            self.k_scale, self.v_scale = nnx.Param(jnp.zeros(1)), nnx.Param(jnp.zeros(1))
+
+    @property
+    def largest(self) -> float:
+        """The largest element of the cache; fp8 is E4M3."""
+        assert self.cache is not None
+        return RANGE[self.cache][1]
 
     def mix(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: KVCache | None
     ) -> tuple[Float[Array, "B T i"], KVCache | None]:
         """Everything but the output projection; a cache is read, extended and returned."""
-        b, t, _ = x.shape
-        q, k, v = self.q(x), self.k(x), self.v(x)
-        if self.qk_norm and self.norm_whole:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.clip is not None:
-            q, k, v = (jnp.clip(z, -self.clip, self.clip) for z in (q, k, v))
-        q = q.reshape(b, t, self.heads, self.head_size)
-        k, v = (z.reshape(b, t, self.kv_heads, self.head_size) for z in (k, v))
-        if self.qk_norm and not self.norm_whole:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self._turned(q, positions), self._turned(k, positions)
+        q, k, v = self.projected(x, positions)
+        if self.cache is not None:
+            k = rounded(k, self.k_scale[...], self.cache)
+            v = rounded(v, self.v_scale[...], self.cache)
         window, scale, cap = self.layer.window, self.scale, self.cap
         if not self.causal:
             y = attention.everywhere(q, k, v, scale=scale)
@@ -89,7 +105,23 @@ class Attention(nnx.Module):
             y = attention.cached(
                 q, cache.k, cache.v, positions, window=window, scale=scale, cap=cap
             )
-        return y.reshape(b, t, self.heads * self.head_size), cache
+        return y.reshape(*x.shape[:2], self.heads * self.head_size), cache
+
+    def projected(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T n h"], Float[Array, "B T k h"], Float[Array, "B T k h"]]:
+        """Queries, keys and values as attention takes them, positions in."""
+        b, t, _ = x.shape
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.qk_norm and self.norm_whole:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.clip is not None:
+            q, k, v = (jnp.clip(z, -self.clip, self.clip) for z in (q, k, v))
+        q = q.reshape(b, t, self.heads, self.head_size)
+        k, v = (z.reshape(b, t, self.kv_heads, self.head_size) for z in (k, v))
+        if self.qk_norm and not self.norm_whole:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self._turned(q, positions), self._turned(k, positions), v
 
     def _turned(self, x: Float[Array, "B T n h"], positions: Int[Array, "B T"]):
         if self.layer.theta is None:

@@ -27,7 +27,7 @@ from experiments.checkpoints.folder import FolderWriter, layers, require_dense
 from experiments.checkpoints.gguf_writer import GGUFWriter
 from experiments.checkpoints.layouts import gguf_blocks
 from experiments.checkpoints.layouts.awq import AWQ
-from experiments.checkpoints.layouts.base import Layout, Scheme
+from experiments.checkpoints.layouts.base import Layout, Scheme, no_cache
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
 from experiments.checkpoints.layouts.gptq import GPTQ
 from experiments.checkpoints.planish import Tensor
@@ -98,6 +98,8 @@ class Folder(Export):
                 f"{self.layout.method} is written for models that predict tokens, and this is an "
                 "encoder: export dense weights (safetensors)."
             )
+        if config.cache is not None:
+            self._require_cache(config.cache)
         if self.layout is not None:
             _require_places(config, forms)
         if self.layout is not None and any(schemes.values()):
@@ -105,6 +107,14 @@ class Folder(Export):
                 self.layout.describe(schemes)
             except ValueError as error:
                 raise UserError(str(error)) from error
+
+    def _require_cache(self, element: str) -> None:
+        try:
+            if self.layout is None:
+                raise ValueError(no_cache("A folder of dense weights"))
+            self.layout.cache(element)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _scheme(self, path: str, form: CompressedTensor) -> Scheme | None:
         if self.layout is None:
@@ -163,6 +173,8 @@ class GGUF(Export):
     name: str = "model.gguf"
 
     def require(self, config: DecoderConfig, forms: Forms) -> None:
+        if config.cache is not None:
+            raise UserError(no_cache("GGUF"))
         gguf_metadata.architecture(config)
         for path, form in forms.items():
             try:

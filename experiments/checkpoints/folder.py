@@ -13,7 +13,6 @@ stored alone, so that an interrupted writer goes on to the same ones.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor, DenseTensor
 from experiments.checkpoints import shards
 from experiments.checkpoints.families import FAMILIES
@@ -32,10 +32,9 @@ from experiments.checkpoints.planish import Tensor, part_of
 from experiments.checkpoints.sources import shapes
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from experiments.files import kept_so_far, sync, write_whole
+from experiments.files import ORIGIN, begin_partial, kept_so_far, sync, write_whole
 from models.config import DecoderConfig
 
-ORIGIN = ".origin.json"  # in a partial folder: what it is of
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of dtypes in a config.json
 
 
@@ -77,19 +76,12 @@ class FolderWriter:
         self.damaged: list[str] = []
         said = {"origin": origin, "layout": layout and layout.method, "dtype": dtype}
         with kept_so_far(folder):
-            self._begin(json.dumps(said))
+            finished = (self.partial / "README.md").is_file()
+            begin_partial(self.partial, json.dumps(said), finished=finished)
+            for left in self.partial.glob(".*.tmp"):
+                left.unlink()
             for part in self._order:
                 self._take_stock(part)
-
-    def _begin(self, said: str) -> None:
-        mark, last = self.partial / ORIGIN, self.partial / "README.md"
-        ours = mark.read_text() == said if mark.is_file() else last.is_file()  # but not renamed
-        if self.partial.is_dir() and not ours:
-            shutil.rmtree(self.partial)
-        self.partial.mkdir(parents=True, exist_ok=True)
-        write_whole(mark, said)
-        for left in self.partial.glob(".*.tmp"):
-            left.unlink()
 
     def _take_stock(self, part: str) -> None:
         path = self._path(part)
@@ -141,7 +133,8 @@ class FolderWriter:
             except ValueError as error:
                 raise UserError(f"{name}: {error}") from error
             tensor = tensor.dequantize()
-        return cast(name, np.asarray(tensor), self._dtype)
+        dtype = None if name.endswith(SCALES) else self._dtype
+        return cast(name, np.asarray(tensor), dtype)
 
     def _encode(self, module: str, tensor: Any) -> tuple[Mapping[str, np.ndarray], Scheme]:
         assert self._layout is not None
@@ -165,11 +158,13 @@ class FolderWriter:
             schemes[self._family.top["head"]] = None
         entries = {p: shards.read_header(self._path(p)) for p in self._order}
         compressed = [scheme for scheme in schemes.values() if scheme is not None]
-        layout = self._layout if compressed else None
+        layout = self._layout if compressed or config.cache else None
         dtype = layout and layout.dtype(compressed) or self._dense_dtype(entries)
         raw = self._family.write(config) | {"torch_dtype": dtype} | _special_ids(tokenizer)
         if layout is not None:
             raw["quantization_config"] = layout.describe(schemes)
+            if config.cache is not None:
+                raw["quantization_config"] |= layout.cache(config.cache)
         method = None if layout is None else layout.method
         with kept_so_far(self.folder):
             self._json("config.json", raw)

@@ -18,7 +18,7 @@ from experiments.checkpoints import packages
 from experiments.checkpoints.gguf_reader import Metadata, open_reader
 from experiments.checkpoints.gguf_tokenizer import read_tokenizer
 from experiments.checkpoints.layouts import gguf_blocks
-from experiments.checkpoints.sources import Source, require_finite, require_shape, shapes
+from experiments.checkpoints.sources import Rows, Source, require_finite, require_shape, shapes
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.untrusted import refusing
@@ -65,13 +65,18 @@ class GGUFFile(Source):
         return frozenset(self._shapes)
 
     def read(self, name: str) -> np.ndarray:
+        x = self.rows(name, slice(None))
+        heads = permuted_heads(self.config, name) if self._permuted else None
+        return x if heads is None else unpermute(x, heads)
+
+    def rows(self, name: str, rows: Rows) -> np.ndarray:
+        """Some rows, as the file orders them; no others are dequantized."""
         if name not in self._shapes:
             raise UserError(f"There is no tensor {name} in {self.location}: check the name.")
         tensor = self._tensor(name)
-        x = dequantize(tensor)
+        x = dequantize(tensor, rows)
         require_finite(x, tensor.name, self.location)
-        heads = permuted_heads(self.config, name) if self._permuted else None
-        return x if heads is None else unpermute(x, heads)
+        return x
 
     def stored(self, name: str) -> np.ndarray | QuantizedTensor:
         """One tensor as its blocks hold it, where they are a grid of planish's; else as `read`.
@@ -266,12 +271,12 @@ def _readable(kind: Type) -> bool:
         return False
 
 
-def dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:
+def dequantize(tensor: gguf.ReaderTensor, rows: Rows = slice(None)) -> np.ndarray:
     """The tensor's values; a read-only view of the file where they are stored as such."""
     if tensor.tensor_type in PLAIN:
-        return tensor.data.view(PLAIN[tensor.tensor_type])
+        return tensor.data.view(PLAIN[tensor.tensor_type])[rows]
     with np.errstate(all="ignore"):  # damaged scales show as NaN, which the caller refuses
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
 
 
 def permute(x: np.ndarray, heads: int) -> np.ndarray:

@@ -28,11 +28,10 @@ from experiments.checkpoints.layouts import gguf_blocks
 from experiments.checkpoints.planish import Tensor
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
-from experiments.files import kept_so_far, sync, write_whole
+from experiments.files import begin_partial, kept_so_far, sync
 from models.config import DecoderConfig
 
 Type = gguf.GGMLQuantizationType
-ORIGIN = ".origin.json"  # in a partial folder: what it is of
 Infos = list[tuple[str, tuple[int, ...], int, Type]]  # name, shape, bytes, type
 
 
@@ -69,16 +68,10 @@ class GGUFWriter:
         self.parts: dict[str, gguf_parts.PartNote] = {}
         self.damaged: list[str] = []
         with kept_so_far(path):
-            self._begin(json.dumps({"origin": origin, "fallback": fallback}))
+            begin_partial(self.partial, json.dumps({"origin": origin, "fallback": fallback}))
+            (self.partial / "parts").mkdir(exist_ok=True)
             for part in sorted((self.partial / "parts").iterdir()):
                 self._take_stock(part)
-
-    def _begin(self, said: str) -> None:
-        mark = self.partial / ORIGIN
-        if self.partial.is_dir() and not (mark.is_file() and mark.read_text() == said):
-            shutil.rmtree(self.partial)
-        (self.partial / "parts").mkdir(parents=True, exist_ok=True)
-        write_whole(mark, said)
 
     def _take_stock(self, path: Path) -> None:
         try:

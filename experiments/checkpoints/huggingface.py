@@ -3,6 +3,7 @@
 What a model's settings mean and what its tensors are called is said by its family.
 """
 
+import dataclasses
 import hashlib
 import itertools
 from pathlib import Path
@@ -14,7 +15,7 @@ from experiments.checkpoints import packages, shards
 from experiments.checkpoints.families import FAMILIES, Family
 from experiments.checkpoints.families.base import Place
 from experiments.checkpoints.families.raw import Raw
-from experiments.checkpoints.layouts.reading import QuantizedLayers, readable
+from experiments.checkpoints.layouts.reading import QuantizedLayers, cached, readable
 from experiments.checkpoints.sources import (
     Source,
     require_finite,
@@ -95,7 +96,9 @@ def read_config(settings: dict[str, Any], path: Path) -> DecoderConfig:
     try:
         family = _family(raw)
         _refuse_quantized(raw)
-        return family.read(raw)
+        description = raw.get("quantization_config")
+        cache = None if description is None else cached(description, path)
+        return dataclasses.replace(family.read(raw), cache=cache)
     except DAMAGE as error:
         raise UserError(f"{path} does not describe a model: {explained(error)}.") from error
 

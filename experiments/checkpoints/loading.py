@@ -1,8 +1,9 @@
 """Flax modules out of a source, one piece at a time, without initializing weights first."""
 
 import concurrent.futures
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,35 +12,63 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from algorithms import surgery
+from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor
-from experiments.checkpoints.sources import Source, tensor_name
+from experiments.checkpoints.sources import Rows, Source, tensor_name
 from models.block import Block
+from models.config import DecoderConfig
 from models.decoder import Decoder, Stem, Tail, build_block
+
+ENDS = ("embed.weight", "head.weight")  # with a row for each token of the vocabulary
 
 
 def load_block(source: Source, layer: int, dtype: DTypeLike = jnp.float32) -> Block:
     """One transformer block, its arrays in `dtype`."""
-    return _load(
-        lambda: build_block(source.config, layer, rngs=nnx.Rngs(0)),
-        source,
-        f"blocks.{layer}.",
-        dtype,
-    )
+    block = _empty_block(source, layer)
+    return _fill(block, _stored(block, source, f"blocks.{layer}."), dtype)
 
 
 def load_blocks(
     source: Source, dtype: DTypeLike = jnp.float32, *, start: int = 0
 ) -> Iterator[Block]:
-    """The blocks from `start` on; the next one is read while the caller works on this one."""
-    layers = range(start, source.config.layers)
+    """The blocks from `start` on; the next one is read while the caller works on this one, and
+    waits as it is stored, which is often half of what it takes as float32.
+    """
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
-        upcoming = reader.submit(load_block, source, start, dtype) if layers else None
-        for layer in layers:
+
+        def ahead(layer: int) -> concurrent.futures.Future[tuple[Block, list[_Stored]]] | None:
+            more = layer < source.config.layers
+            return reader.submit(_read_block, source, layer) if more else None
+
+        upcoming = ahead(start)
+        for layer in range(start, source.config.layers):
             assert upcoming is not None
-            block = upcoming.result()
-            more = layer + 1 in layers
-            upcoming = reader.submit(load_block, source, layer + 1, dtype) if more else None
-            yield block
+            block, stored = upcoming.result()
+            upcoming = ahead(layer + 1)
+            yield _fill(block, _emptying(stored), dtype)
+            del block
+
+
+def _read_block(source: Source, layer: int) -> tuple[Block, list["_Stored"]]:
+    """Out of the file: what the source gives may be a view of it, read when it is looked at."""
+    block = _empty_block(source, layer)
+    pieces = _stored(block, source, f"blocks.{layer}.")
+    return block, [piece._replace(tensor=_held(piece.tensor)) for piece in pieces]
+
+
+def _held(tensor: Any) -> Any:
+    return np.array(tensor) if isinstance(tensor, np.ndarray) else tensor
+
+
+def _empty_block(source: Source, layer: int) -> Block:
+    return nnx.eval_shape(lambda: build_block(source.config, layer, rngs=nnx.Rngs(0)))
+
+
+def _emptying(pieces: list["_Stored"]) -> Iterator["_Stored"]:
+    """One after the other, each let go of when the next is asked for."""
+    pieces.reverse()
+    while pieces:
+        yield pieces.pop()
 
 
 def parameters(block: Block) -> dict[str, np.ndarray]:
@@ -57,37 +86,73 @@ def put(block: Block, arrays: Mapping[str, Any]) -> None:
         path, _, field = name.rpartition(".")
         module: Any = surgery.find(block, path)
         value = jnp.asarray(x, jnp.float32)
-        if field == "bias":
-            module.bias.set_value(value)
+        if field in ("bias", *SCALES):
+            getattr(module, field).set_value(value)
         elif isinstance(module, surgery.LinearLayer):
             surgery.set_weight(module, value)
         else:
             module.scale.set_value(value)
 
 
-def load_stem(source: Source, dtype: DTypeLike = jnp.float32) -> Stem:
-    """What comes before the first block."""
-    return _load(lambda: Stem(source.config, rngs=nnx.Rngs(0)), source, "", dtype)
+def load_stem(source: Source, dtype: DTypeLike = jnp.float32, *, rows: Rows | None = None) -> Stem:
+    """What comes before the first block.
+
+    rows: of the embedding, those tokens alone, numbered anew from 0 as they are given.
+    """
+    return _load(lambda: Stem(_of_rows(source.config, rows), rngs=nnx.Rngs(0)), source, dtype, rows)
 
 
-def load_tail(source: Source, dtype: DTypeLike = jnp.float32) -> Tail:
-    """What follows the last block; its head, where the embedding serves, is the stem's."""
-    return _load(lambda: Tail(source.config, rngs=nnx.Rngs(0)), source, "", dtype)
+def load_tail(source: Source, dtype: DTypeLike = jnp.float32, *, rows: Rows | None = None) -> Tail:
+    """What follows the last block; its head, where the embedding serves, is the stem's.
+
+    rows: of the head, those tokens alone.
+    """
+    return _load(lambda: Tail(_of_rows(source.config, rows), rngs=nnx.Rngs(0)), source, dtype, rows)
 
 
 def load_model(source: Source, dtype: DTypeLike = jnp.float32) -> Decoder:
     """The whole model at once, for what fits memory."""
-    return _load(lambda: Decoder(source.config, rngs=nnx.Rngs(0)), source, "", dtype)
+    return _load(lambda: Decoder(source.config, rngs=nnx.Rngs(0)), source, dtype)
 
 
-def _load[M: nnx.Module](build: Callable[[], M], source: Source, prefix: str, dtype: Any) -> M:
-    """Build a module without computing anything and fill it from `prefix` + its own paths."""
+def _of_rows(config: DecoderConfig, rows: Rows | None) -> DecoderConfig:
+    if rows is None:
+        return config
+    return dataclasses.replace(config, vocabulary=len(np.arange(config.vocabulary)[rows]))
+
+
+class _Stored(NamedTuple):
+    path: str  # of the module
+    field: str
+    tensor: Any  # as the source gives it
+
+
+def _load[M: nnx.Module](
+    build: Callable[[], M], source: Source, dtype: Any, rows: Rows | None = None
+) -> M:
+    """Build a module without computing anything and fill it from its own paths."""
     module = nnx.eval_shape(build)
+    return _fill(module, _stored(module, source, rows=rows), dtype)
+
+
+def _stored(
+    module: nnx.Module, source: Source, prefix: str = "", rows: Rows | None = None
+) -> Iterator[_Stored]:
+    """Every tensor of a module, by `prefix` + its own path, one after the other."""
     # A layer's bias comes before its kernel, which may replace the layer.
     for path, _ in sorted(nnx.to_flat_state(nnx.state(module)), key=lambda item: str(item[0])):
         *parts, field = (str(part) for part in path)
         name = prefix + tensor_name(path)
-        _place(module, ".".join(parts), field, source.tensor(name), dtype)
+        if rows is not None and name in ENDS:
+            tensor = source.rows(name, rows)
+        else:
+            tensor = source.tensor(name)
+        yield _Stored(".".join(parts), field, tensor)
+
+
+def _fill[M: nnx.Module](module: M, stored: Iterator[_Stored], dtype: Any) -> M:
+    for path, field, tensor in stored:
+        _place(module, path, field, tensor, dtype)
     _require_filled(module)
     return module
 
@@ -103,11 +168,11 @@ def _place(root: nnx.Module, path: str, field: str, tensor: Any, dtype: Any) -> 
         return
     if isinstance(tensor, CompressedTensor):
         tensor = tensor.dequantize()
-    x = jnp.array(tensor, dtype)  # a copy: the source's array may be a view of its file
+    x = jnp.array(tensor)  # a copy: the source's array may be a view of its file
     if field == "kernel":
-        surgery.set_weight(module, x)
+        surgery.set_weight(module, x, dtype)
     else:
-        getattr(module, field).set_value(x)
+        getattr(module, field).set_value(x.astype(dtype))
 
 
 def _require_filled(root: nnx.Module) -> None:

@@ -55,6 +55,27 @@ def fetch_member(
     """
     cache = cache_folder() if cache is None else cache
     final = cache / "packages" / f"{package}-{version}" / PurePosixPath(member).name
+
+    def fetch(folder: Path, part: Path) -> str:
+        return _extract(_download(package, version, folder, size, final), member, part)
+
+    what = f"{member} of {package} {version}"
+    return keep(final, fetch, sha256=sha256, what=what, size=size, cache=cache)
+
+
+def keep(
+    final: Path,
+    fetch: Callable[[Path, Path], str],
+    *,
+    sha256: str,
+    what: str,
+    size: int | None,
+    cache: Path,
+) -> Path:
+    """A file in the cache, fetched unless it stands there already with the digest expected.
+
+    fetch: given a folder to work in and a path, writes the file there and returns its SHA-256.
+    """
     try:
         if final.is_file() and file_digest(final, cache=cache) == sha256:
             return final
@@ -62,9 +83,8 @@ def fetch_member(
         final.parent.mkdir(parents=True, exist_ok=True)
         _require_room(final, size)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".fetching-") as folder:
-            wheel = _download(package, version, Path(folder), size, final)
             part = Path(folder) / "part"
-            _require_digest(_extract(wheel, member, part), sha256, f"{package} {version}", member)
+            _require_digest(fetch(Path(folder), part), sha256, what)
             os.replace(part, final)
     except OSError as error:
         raise _no_writing(final, error) from error
@@ -90,10 +110,10 @@ def _no_writing(final: Path, error: OSError) -> UserError:
     )
 
 
-def _require_digest(actual: str, expected: str, package: str, member: str) -> None:
+def _require_digest(actual: str, expected: str, what: str) -> None:
     if actual != expected:
         raise UserError(
-            f"{member} of {package} has SHA-256 {actual} where {expected} was expected, so it was "
+            f"{what} has SHA-256 {actual} where {expected} was expected, so it was "
             "deleted: try again, and if it repeats, do not trust the package index in use."
         )
 
@@ -123,7 +143,7 @@ def _run_pip(requirement: str, folder: Path, size: int | None) -> tuple[int, str
     command += ["-d", str(folder), requirement]
     environment = {**os.environ, "TMPDIR": str(folder)}  # the archive grows here, on this disk
     log = folder / "pip.log"
-    with log.open("wb") as out, _progress(requirement, size) as show:
+    with log.open("wb") as out, progress(requirement, size) as show:
         pip = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
         )
@@ -139,7 +159,7 @@ def _run_pip(requirement: str, folder: Path, size: int | None) -> tuple[int, str
 
 
 @contextlib.contextmanager
-def _progress(requirement: str, size: int | None) -> Iterator[rich.progress.Progress]:
+def progress(requirement: str, size: int | None) -> Iterator[rich.progress.Progress]:
     """A bar on a terminal, one line elsewhere."""
     console = rich.console.Console(stderr=True)
     about = "" if size is None else f" ({size / 1e6:.0f} MB)"
@@ -170,7 +190,7 @@ def _extract(wheel: Path, member: str, part: Path) -> str:
     """Unpack one member to `part`; its SHA-256, computed on the way."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as file, part.open("wb") as to:
-            return _hash(file.read, to.write)
+            return digest_of(file.read, to.write)
     except KeyError as error:
         raise UserError(
             f"The package {wheel.name} has no file {member}: check the member's path and the "
@@ -212,7 +232,7 @@ def unpacked(archive: Path) -> Path:
     return folder
 
 
-def _hash(read: Callable[[int], bytes], write: Callable[[bytes], object] | None = None) -> str:
+def digest_of(read: Callable[[int], bytes], write: Callable[[bytes], object] | None = None) -> str:
     """SHA-256 of all that `read` gives, passed on to `write`."""
     digest = hashlib.sha256()
     while chunk := read(CHUNK):
@@ -233,7 +253,7 @@ def file_digest(path: Path, *, cache: Path | None = None) -> str:
         if note["stamp"] == _stamp(path):
             return str(note["sha256"])
     with path.open("rb") as file:
-        sha256 = _hash(file.read)
+        sha256 = digest_of(file.read)
     _remember(path, sha256, cache)
     return sha256
 

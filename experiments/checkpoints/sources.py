@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from algorithms.kv_cache import SCALES
+from algorithms.tensors import CompressedTensor
 from experiments.checkpoints import packages
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
@@ -27,7 +29,12 @@ from models.config import DecoderConfig
 from models.decoder import Stem, Tail, build_block
 
 GGUF_MAGIC = b"GGUF"
-FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+FIELDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"} | {
+    scale: scale for scale in SCALES
+}
+
+
+type Rows = np.ndarray | slice
 
 
 class Source(abc.ABC):
@@ -58,9 +65,24 @@ class Source(abc.ABC):
     def digest(self) -> str:
         """SHA-256 that identifies the model's content, in hexadecimal."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a record says of a model: its name without its place, and its digest."""
+        return {"location": self.location.rsplit("/", 1)[-1], "digest": self.digest()}
+
     def tensor(self, name: str) -> Any:
         """One tensor as it should enter a model: an array, or a tensor of `algorithms.tensors`."""
         return self.read(name)
+
+    def rows(self, name: str, rows: Rows) -> Any:
+        """Some rows of one tensor; of a compressed head, as it is compressed."""
+        tensor = self.tensor(name)
+        if not isinstance(tensor, CompressedTensor):
+            return tensor[rows]
+        if name != "head.weight" or not isinstance(rows, slice):
+            return np.asarray(tensor.dequantize())[rows]
+        first, stop, _ = rows.indices(o := tensor.shape[0])
+        pieces = tensor.split([n for n in (first, stop - first, o - stop) if n])
+        return pieces[1 if first else 0]
 
 
 @functools.cache
@@ -95,6 +117,25 @@ def tensor_name(path: Sequence[Any]) -> str:
     *modules, field = map(str, path)
     modules = modules[1:] if modules[0] in ("stem", "tail") else modules
     return ".".join([*modules, FIELDS[field]])
+
+
+def of_weights(model: Any) -> Source:
+    """A configured model whose weights are at hand; raises UserError for an endpoint."""
+    if not isinstance(model, Source):
+        raise UserError(
+            f"{model.location} is an endpoint, which gives no weights to work on: choose a model "
+            "on this machine; experiments.evaluate evaluation=lm_eval evaluates an endpoint."
+        )
+    return model
+
+
+def require_predictions(config: DecoderConfig, wanted: str) -> None:
+    """Refuse an encoder where text is to be scored or written."""
+    if not config.predicts:
+        raise UserError(
+            f"A model of family {config.family} predicts no tokens, so that it has no {wanted}: "
+            "choose a decoder, or evaluation=similarity."
+        )
 
 
 def require_shape(

@@ -52,24 +52,28 @@ class Tokenizer:
             return self.core.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation in the model's own template, the assistant's turn opened.
+        """Token ids of a conversation, as `conversation` writes it."""
+        return self.encode(self.conversation(messages), special=True)
 
-        `messages` holds {"role": ..., "content": ...} in order. Raises UserError where the model
-        has no template or its template rejects the messages.
+    def conversation(self, messages: Sequence[dict[str, str]], *, answer: bool = True) -> str:
+        """The text of a conversation in the model's own template, special tokens spelled.
+
+        `messages` holds {"role": ..., "content": ...} in order. answer: whether the assistant's
+        turn is opened behind them. Raises UserError where the model has no template or its
+        template rejects the messages.
         """
         if self.chat_template is None:
             raise UserError("The model has no chat template: give it plain text instead.")
         named = {"bos_token": self.bos, "eos_token": self.eos}
         spelled = {k: self.core.id_to_token(i) for k, i in named.items() if i is not None}
-        variables = {"tools": None, "documents": None, "add_generation_prompt": True, **spelled}
+        variables = {"tools": None, "documents": None, "add_generation_prompt": answer, **spelled}
         try:
-            text = chat.render(self.chat_template, {"messages": list(messages), **variables})
+            return chat.render(self.chat_template, {"messages": list(messages), **variables})
         except ValueError as error:
             raise UserError(
                 f"The model's chat template fails ({error}): check the roles of the messages, or "
                 "give the model plain text instead."
             ) from error
-        return self.encode(text, special=True)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into an existing folder, for `load`."""

@@ -1,7 +1,7 @@
-"""A model's last activations on windows of tokens, block by block: it need not fit in memory."""
+"""A model's last activations on batches of tokens, block by block: it need not fit in memory."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,32 +15,46 @@ from experiments.checkpoints.sources import Source
 
 
 def activations(
-    source: Source,
-    windows: Int[np.ndarray, "n T"],
-    *,
-    chunk: int,
-    step: Callable[[str], None],
-) -> tuple[list[Float[Array, "b T D"]], nnx.Embed]:
-    """What leaves the last block, `chunk` windows at a time, and the embedding.
+    source: Source, batches: Sequence[Int[np.ndarray, "_ _"]], *, step: Callable[[str], None]
+) -> list[Float[Array, "_ _ D"]]:
+    """What leaves the last block, of each batch of windows.
 
-    step: called after each block.
+    Each shape among the batches is compiled. step: called after each block.
     """
-    stem, positions = load_stem(source), jnp.arange(windows.shape[1])[None]
-    found = []
-    for n in range(0, len(windows), chunk):
-        tokens = jnp.asarray(windows[n : n + chunk])
-        found.append(stem(tokens, jnp.broadcast_to(positions, tokens.shape)))
+    found = list(embedded(source, batches))
     for block in load_blocks(source):
         unpack_layers(block)
         graph, state = nnx.split(block)
         for n, x in enumerate(found):
-            found[n] = _run_block(graph, state, x, positions)
-        jax.block_until_ready(found[-1])
+            found[n] = _run_block(graph, state, x, _positions(x.shape[1]))
+        jax.block_until_ready(found)
         step("")
-    return found, stem.embed
+    return found
+
+
+def embedded(
+    source: Source, batches: Sequence[Int[np.ndarray, "_ _"]]
+) -> Iterator[Float[Array, "_ _ D"]]:
+    """What enters the first block, of each batch. Of the embedding, only the rows of tokens that
+    occur are read: a large vocabulary takes more memory than a block.
+    """
+    rows = np.unique(np.concatenate([batch.ravel() for batch in batches]))
+    stem = load_stem(source, rows=rows)
+    for batch in batches:
+        tokens = jnp.asarray(np.searchsorted(rows, batch), jnp.int32)
+        yield stem(tokens, jnp.broadcast_to(_positions(tokens.shape[1]), tokens.shape))
+
+
+def _positions(length: int) -> Int[Array, "1 T"]:
+    return jnp.arange(length)[None]
 
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _run_block(graph, state, x, positions):
     positions = jnp.broadcast_to(positions, x.shape[:2])
     return nnx.merge(graph, state)(x, positions)[0]
+
+
+def in_chunks(windows: Int[np.ndarray, "n T"], chunk: int) -> list[Int[np.ndarray, "_ T"]]:
+    """Windows as batches of `chunk`, the last one shorter."""
+    return [windows[n : n + chunk] for n in range(0, len(windows), chunk)]

@@ -5,25 +5,18 @@ is exp(total loss / total positions). All windows have one length, so that is ex
 windows of each one's mean loss, whose standard error is over windows.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from algorithms.walk import unpack_layers
 from experiments import progress
-from experiments.checkpoints.loading import load_tail
-from experiments.checkpoints.sources import Source
+from experiments.checkpoints.sources import Source, require_predictions
 from experiments.data.windows import Windows, digest
-from experiments.errors import UserError
-from experiments.evaluation.forward import activations
-
-LOGITS = 256  # positions whose logits are held at once
+from experiments.evaluation import logits
+from experiments.evaluation.forward import activations, in_chunks
 
 
 class Perplexity(NamedTuple):
@@ -69,38 +62,14 @@ def evaluate(source: Source, windows: Windows, *, chunk: int = 2) -> dict[str, A
 
 def perplexity(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 2) -> Perplexity:
     """Evaluate a model on held-out windows, `chunk` of them at a time."""
-    if not source.config.predicts:
-        raise UserError(
-            f"A model of family {source.config.family} predicts no tokens, so that it has no "
-            "perplexity: choose evaluation=similarity."
-        )
+    require_predictions(source.config, "perplexity")
+    batches = in_chunks(windows, chunk)
     with progress.steps("evaluate", source.config.layers + 1) as step:
-        found, embed = activations(source, windows, chunk=chunk, step=step)
-        tail = load_tail(source)
-        unpack_layers(tail)
-        graph, state = nnx.split(nnx.List([tail, embed]))
-        losses = [
-            _window_losses(graph, state, x, jnp.asarray(windows[n * chunk : n * chunk + len(x)]))
-            for n, x in enumerate(found)
-        ]
+        found = activations(source, batches, step=step)
+        states = [x[:, :-1].reshape(-1, x.shape[-1]) for x in found]
+        tokens = [jnp.asarray(batch[:, 1:].ravel()) for batch in batches]
+        seen = logits.following(source, states, tokens)
+        losses = [each.loss.reshape(-1, windows.shape[1] - 1).mean(1) for each in seen]
         result = Perplexity(np.concatenate([np.asarray(loss, np.float64) for loss in losses]))
         step("")
     return result
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _window_losses(
-    graph, state, x: Float[Array, "n T D"], tokens: Int[Array, "n T"]
-) -> Float[Array, " n"]:
-    """A part of a window at a time: logits are the largest array of an evaluation."""
-    tail, embed = nnx.merge(graph, state)
-
-    def loss(position):
-        x, following = position
-        logits = tail(x, embed).astype(jnp.float32)
-        return jax.nn.logsumexp(logits) - logits[following]
-
-    n, t = tokens.shape
-    positions = (x[:, :-1].reshape(n * (t - 1), -1), tokens[:, 1:].reshape(-1))
-    losses = jax.lax.map(loss, positions, batch_size=LOGITS)
-    return losses.reshape(n, t - 1).mean(1)

@@ -20,7 +20,7 @@ from experiments.checkpoints.sources import Source
 from experiments.data.tokenizer import Tokenizer
 from experiments.data.windows import Windows, digest
 from experiments.errors import UserError
-from experiments.evaluation.forward import activations
+from experiments.evaluation.forward import activations, in_chunks
 
 TEMPERATURE = 0.05
 
@@ -75,7 +75,7 @@ def retrieval(source: Source, windows: Int[np.ndarray, "n T"], *, chunk: int = 8
     pieces = np.concatenate([windows[:, :half], windows[:, half : 2 * half]])
     pieces = between_specials(pieces, source.tokenizer())
     with progress.steps("evaluate", source.config.layers) as step:
-        found, _ = activations(source, pieces, chunk=chunk, step=step)
+        found = activations(source, in_chunks(pieces, chunk), step=step)
     first, second = jnp.split(jnp.concatenate([pooled(x) for x in found]), 2)
     return Retrieval(*map(np.asarray, _compared(first, second)))
 

@@ -14,6 +14,7 @@ from experiments.checkpoints.sources import Source
 from experiments.estimate import Estimate, estimate
 from experiments.recipe_builder import build_recipe
 from experiments.streaming import Walk
+from models.config import DecoderConfig
 
 type Runner = Callable[[str, Path, list[str]], dict[str, Any]]  # command, folder, overrides: record
 
@@ -39,18 +40,26 @@ def estimates(
         record = run(command, folder / f"estimates-{n}", overrides)
         seconds = time.perf_counter() - start
         rate = 2 / (1 / before + 1 / hardware.product_rate(MEASURING))
-        rows.append(row(name, of_record(record, source, rate), record, seconds))
+        rows.append(row(name, of_record(record, source.config, rate), record, seconds))
     return rows
 
 
-def of_record(record: dict[str, Any], source: Source, rate: float) -> Estimate:
-    """The estimate that would have been made before a recorded run."""
+def of_record(
+    record: dict[str, Any],
+    config: DecoderConfig,
+    rate: float,
+    calibration: tuple[int, int] | None = None,
+) -> Estimate:
+    """The estimate that would have been made before a recorded run.
+
+    config: of its model, or of one with more blocks. calibration: in place of the run's own.
+    """
     settings, data = record["config"], record["data"]
     compressing = record["command"] == "compress"
     return estimate(
-        source.config,
-        build_recipe(OmegaConf.create(settings), source.config) if compressing else None,
-        calibration=tuple(data["calibration"]) if compressing else None,
+        config,
+        build_recipe(OmegaConf.create(settings), config) if compressing else None,
+        calibration=(calibration or tuple(data["calibration"])) if compressing else None,
         heldout=tuple(data["heldout"]),
         walk=Walk(**settings["walk"]) if compressing else Walk(),
         evaluation_chunk=settings["evaluation"]["chunk"],

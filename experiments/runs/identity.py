@@ -1,10 +1,10 @@
 """Which run a configuration describes: a hash of its content, by which a command finds its run.
 
 Left out is what changes where a run happens or what it is also written as, but not what it
-computes, or counts where it is used (`bits`): EXCLUDED. So are steps of a recipe that are null, and
-seeds: runs that differ in seeds alone are repetitions of one experiment, told apart by their
-folder. A path to an input counts by the content it leads to, so a model that moves stays the same
-model and a file that changes does not.
+computes, or counts where it is used (`bits`, `tasks`): EXCLUDED. So are steps of a recipe that are
+null, and seeds: runs that differ in seeds alone are repetitions of one experiment, told apart by
+their folder. A path to an input counts by the content it leads to, so a model that moves stays the
+same model and a file that changes does not. An evaluation on tasks reads no data of ours.
 """
 
 import hashlib
@@ -17,9 +17,11 @@ from experiments.checkpoints.packages import file_digest
 from experiments.checkpoints.sources import open_source
 
 EXCLUDED = frozenset(
-    {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra", "bits", "export"}
-)
+    {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra", "bits", "export",
+     "tasks"}
+)  # fmt: skip
 SEEDS = frozenset({"seed", "seeds"})  # at any depth
+FOLDERS = frozenset({"include_path"})  # at any depth: every file counts, by its path within
 INPUTS = frozenset({"path", "calibration_path", "heldout_path", "checkpoint"})  # at any depth
 
 
@@ -28,7 +30,9 @@ def identity(command: str, config: Mapping[str, Any]) -> str:
 
     Raises UserError if an input that the config names cannot be read.
     """
-    kept = {key: value for key, value in config.items() if key not in EXCLUDED and _set(value)}
+    unread = {"data"} if command == "evaluate" and "tasks" in config["evaluation"] else set()
+    left_out = EXCLUDED | unread  # tasks bring their own questions
+    kept = {key: value for key, value in config.items() if key not in left_out and _set(value)}
     content = {"command": command, "config": _content(kept)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -40,12 +44,19 @@ def _set(value: Any) -> bool:
 
 def _content(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {
-            key: _input_digest(inner) if key in INPUTS and inner else _content(inner)
-            for key, inner in value.items()
-            if key not in SEEDS
-        }
+        return {key: _entry(key, inner) for key, inner in value.items() if key not in SEEDS}
     return [_content(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _entry(key: str, value: Any) -> Any:
+    if key in FOLDERS and value:
+        return _folder_digests(Path(value).expanduser())
+    return _input_digest(value) if key in INPUTS and value else _content(value)
+
+
+def _folder_digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
 
 
 def _input_digest(path: str) -> str:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import hydra
 import pytest
 
@@ -6,7 +8,9 @@ from experiments.checkpoints.sources import open_source
 from experiments.entry import CONF
 from experiments.errors import UserError
 from experiments.evaluation import floor
+from experiments.measurements import scale
 from experiments.measurements.interruptions import _require_equal, interruptions
+from experiments.measurements.scale import write_random_model
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
@@ -23,7 +27,8 @@ def test_the_floor_counts_every_product_once():
 def test_random_models_of_any_depth_open(tmp_path):
     source = tiny.model(tmp_path)
     (tmp_path / "deep").mkdir()
-    benchmark.write_random_model(source, 5, tmp_path / "deep")
+    config = dataclasses.replace(source.config, layers=5)
+    write_random_model(config, source.tokenizer(), tmp_path / "deep")
     deep = open_source(tmp_path / "deep")
     assert deep.config.layers == 5
     assert deep.read("blocks.4.mlp.down.weight").shape == (96, 64)
@@ -41,6 +46,27 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     rows = record["results"]["memory"]
     assert [row["blocks"] for row in rows] == [1, 2]
     assert all(row["peak_memory"] > 1e7 for row in rows)
+
+
+def test_large_shapes_pass_and_their_exports_evaluate_alike(tmp_path, monkeypatch):
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
+    known = scale.MODELS["llama_3_8b"] | small | {"vocab_size": 300}
+    monkeypatch.setitem(scale.MODELS, "llama_3_8b", known)
+    source = tiny.model(tmp_path)
+    text = [o for o in tiny.overrides(tmp_path)[2:] if o.startswith("data")]
+    plain = {
+        "scaled": {"llama_3_8b": 1},
+        "scale_recipes": [["algorithm=gptq", "algorithm.format.group_size=32"]],
+        "scale": [*text, "export=compressed_tensors"],
+    }
+    (row,) = scale.scale(plain, source, tmp_path, benchmark.our_run)
+    assert row["loss_of_export"] == pytest.approx(row["loss"], rel=1e-3)
+    weights = 2 * 64 * 64 + 2 * 64 * 64 + 3 * 64 * 96
+    assert row["held"]["block"] == 4 * (weights + 2 * 64)
+    assert row["held"]["statistics"] == 4 * 96 * 96
+    assert row["whole"]["blocks"] == 32
+    assert row["whole"]["parameters"] == 32 * (weights + 2 * 64) + 2 * 300 * 64 + 64
+    assert not (tmp_path / "llama_3_8b").exists()
 
 
 def test_an_unknown_measurement_is_refused(tmp_path):

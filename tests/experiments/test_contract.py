@@ -235,7 +235,7 @@ def test_an_empty_text_is_refused(config, settings, tmp_path, text):
 
 
 # What is true of every step around an algorithm; beside the defaults: what a tiny model needs.
-GROUPS = ("rotation", "scaling", "calibration", "activations", "correction")
+GROUPS = ("rotation", "scaling", "calibration", "activations", "correction", "cache")
 STEPS = [
     f"{group}={path.stem}"
     for group in GROUPS for path in sorted(Path(CONF, group).glob("*")) if path.stem != "none"

@@ -26,6 +26,7 @@ from tests.experiments.test_resume import process
 RTN = ["algorithm=rtn", "algorithm.format.group_size=32"]
 GPTQ = ["algorithm=gptq", "algorithm.format.group_size=32", "activations=int8_token",
         "rules=[{match: '.*attention.o', algorithm: null}]"]  # fmt: skip
+CACHED = [*RTN, "scaling=awq", "cache=fp8"]
 BESIDE = "export=compressed_tensors"
 PLACE = Path("export") / "compressed_tensors"
 
@@ -49,7 +50,7 @@ def finished(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("settings", [RTN, GPTQ])
+@pytest.mark.parametrize("settings", [RTN, GPTQ, CACHED])
 def test_it_holds_what_the_checkpoint_holds(finished, settings):
     done = finished(*settings)
     source, checkpoint = open_source(done.folder / PLACE), open_source(done.checkpoint)
@@ -60,10 +61,10 @@ def test_it_holds_what_the_checkpoint_holds(finished, settings):
         assert type(found) is type(expected) or not isinstance(expected, CompressedTensor)
         np.testing.assert_array_equal(source.read(name), checkpoint.read(name))
         compressed += isinstance(found, CompressedTensor)
-    assert compressed == (14 if settings is RTN else 12)
+    assert compressed == (12 if settings is GPTQ else 14)
 
 
-@pytest.mark.parametrize("settings", [RTN, GPTQ])
+@pytest.mark.parametrize("settings", [RTN, GPTQ, CACHED])
 def test_it_is_the_same_made_of_the_finished_run(finished, tmp_path, settings):
     done = finished(*settings)
     out = exported(done.folder, tmp_path / "out")
@@ -175,6 +176,9 @@ def test_a_killed_process_loses_nothing(tmp_path, config, finished):
             "embed: a compressed embedding is nothing that loaders",
         ),
         (["export=safetensors", "activations=int8_token"], "a dense weight does not round"),
+        (["export=gptq", "cache=fp8"], "gptq has no place for the scales of keys and values"),
+        (["export=gguf", "cache=int8"], "GGUF has no place for the scales of keys and values"),
+        (["export=safetensors", "cache=fp8"], "no place for the scales of keys and values"),
     ],
 )
 def test_what_it_cannot_hold_is_refused_before_anything_is_computed(

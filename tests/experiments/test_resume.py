@@ -69,6 +69,8 @@ def interrupt(monkeypatch, part, error, *, when="before"):
         (TURNED, "blocks.1", "before"),
         (AIMED, "blocks.1", "before"),
         (TURNED_AIM, "blocks.1", "before"),
+        ([*LEARNED, "cache=fp8"], "blocks.1", "before"),
+        ([*AIMED, "cache=int8"], "blocks.1", "before"),
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_bytes(

@@ -115,7 +115,7 @@ def within_original_context(golden: Golden) -> Golden:
 def decode(
     model: Decoder, tokens: jax.Array, caches: tuple[KVCache, ...]
 ) -> tuple[jax.Array, tuple[KVCache, ...]]:
-    return model.decode(tokens, caches)
+    return model.decode(tokens, caches, jnp.array(tokens.shape[1]))
 
 
 def empty_caches(config: DecoderConfig, batch: int, room: int) -> tuple[KVCache, ...]:

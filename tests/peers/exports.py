@@ -13,6 +13,7 @@ from algorithms import formats
 from algorithms.activations import quantized_inputs
 from algorithms.elements import Integer
 from algorithms.formats import Format
+from algorithms.kv_cache import SCALES
 from experiments.checkpoints.folder import FolderWriter
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
 from experiments.checkpoints.planish import part_of
@@ -121,6 +122,12 @@ CASES: dict[str, Case] = {
     "mxfp4a4": Case(weights=MXFP4, inputs=MXFP4, tolerance=0.2, logits=1.0),
     "mxfp8a8": Case(weights=MXFP8, inputs=MXFP8, tolerance=0.05, logits=0.3),
     "mixed": Case(weights=mixed),
+    **{
+        f"w4_kv_{element}": Case(
+            weights=integer(group_size=32), config=dataclasses.replace(config, cache=element),
+        )
+        for element, config in (("fp8", LLAMA3), ("int8", QWEN3))
+    },
 }  # fmt: skip
 
 
@@ -132,6 +139,9 @@ def tensors(case: Case, seed: int = 0) -> dict[str, Any]:
         path = name.removesuffix(".weight")
         x = _draw(rng, path, shape)
         format = case.format(path) if len(shape) == 2 and path != name else None
+        if name.endswith(SCALES):
+            found[name] = x.astype(np.float32)
+            continue
         found[name] = x.astype(np.float16) if format is None else _compress(case, format, x, rng)
     return found
 
@@ -139,6 +149,8 @@ def tensors(case: Case, seed: int = 0) -> dict[str, Any]:
 def _draw(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
     if "norm" in path:
         return rng.uniform(0.5, 1.5, shape)
+    if path.endswith(SCALES):  # coarse, so that rounding shows
+        return rng.uniform(0.05, 0.1, shape) * (1 if path.endswith("k_scale") else 0.5)
     if path.endswith("bias"):
         return 0.3 * rng.standard_normal(shape)
     if path == "embed":

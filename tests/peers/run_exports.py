@@ -38,7 +38,11 @@ def run(folder: Path, *, plain: bool = True) -> dict[str, np.ndarray]:
     if said is not None:
         model.hf_quantizer.compressor.decompress_model(model)
     state = {name: p.float().numpy() for name, p in model.named_parameters()}
-    state = {name: x for name, x in state.items() if name.endswith((".weight", ".bias"))}
+    state = {
+        name: x
+        for name, x in state.items()
+        if name.endswith((".weight", ".bias", "k_scale", "v_scale"))
+    }
     torch.nn.Module.float(model)  # its own refuses quantized models
     seen: dict[str, np.ndarray] = {}
     for name, module in model.named_modules():
@@ -66,7 +70,7 @@ def check_schema(said: dict) -> None:
     for name, group in said["config_groups"].items():
         for key, value in group.items():
             compare(value, parsed["config_groups"][name][key], f"{name}.{key}")
-    for key in ("format", "ignore", "quantization_status", "quant_method"):
+    for key in ("format", "ignore", "quantization_status", "quant_method", "kv_cache_scheme"):
         compare(said[key], parsed[key], key)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor, DenseTensor, QuantizedInput
 from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
@@ -89,6 +90,12 @@ def test_the_model_gives_our_logits(loaded, name):
     ours = goldens.forward(model, jnp.asarray(theirs["tokens"]))
     difference = rms(ours - theirs["logits"]) / max(rms(theirs["logits"]), FLOOR)
     assert difference < exports.CASES[name].logits, difference
+    if source.config.cache is not None:  # which the check would notice if it were not there
+        for block in model.blocks:
+            for scale in SCALES:
+                getattr(block.attention, scale).set_value(jnp.zeros(1))
+        exact = goldens.forward(model, jnp.asarray(theirs["tokens"]))
+        assert rms(exact - theirs["logits"]) / rms(theirs["logits"]) > 0.01
 
 
 @pytest.mark.parametrize("name", exports.CASES)

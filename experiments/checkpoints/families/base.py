@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from algorithms.kv_cache import SCALES
 from experiments.checkpoints.families.raw import Raw, scaling_settings
 from experiments.checkpoints.sources import shapes
 from models.config import DecoderConfig
@@ -48,6 +49,12 @@ class Place(NamedTuple):
         x = (x.T if self.transposed else x)[slice(*self.rows)]
         return x if self.offset == 0 else x.astype(np.float32) + np.float32(self.offset)
 
+    @property
+    def alone(self) -> bool:
+        """Whether ours is all of theirs, as it is."""
+        rows = self.shape[-1] if self.transposed else self.shape[0]
+        return self.rows == (0, rows) and self.offset == 0
+
     def put(self, whole: np.ndarray, ours: np.ndarray) -> None:
         """Ours, into the whole of theirs."""
         rows = (whole.T if self.transposed else whole)[slice(*self.rows)]
@@ -77,10 +84,12 @@ class Family:
         return DecoderConfig(family=self.name, **{**self.sizes(raw), **self.config(raw)})
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        """A config.json's content, which `read` makes this configuration of.
+        """A config.json's content, which `read` makes this configuration of, but for the cache,
+        which is the layout's to say.
 
         Raises ValueError for a configuration that the family has no settings for.
         """
+        config = dataclasses.replace(config, cache=None)
         raw = {"architectures": [self.architecture], "model_type": self.name}
         raw |= self.settings(config)
         told = self.read(Raw(raw, Path("config.json")))
@@ -101,6 +110,9 @@ class Family:
             layer, ours = path.split(".", 2)[1:]
             prefix = self.prefix.format(layer)
         shape = shapes(config)[name]
+        if field in SCALES:  # of the module that the attention's layers are in
+            theirs = self.block["attention.o"].rpartition(".")[0]
+            return [Place(f"{prefix}{theirs}.{field}", (0, 1), shape, False, 0.0)]
         if ours in self.experts:
             names = [self.experts[ours].format(n) for n in range(shape[0])]
             return [
@@ -117,6 +129,9 @@ class Family:
         for name, x in tensors.items():
             each = x if x.ndim == 3 else x[None]
             for place, ours in zip(self.places(config, name), each, strict=True):
+                if place.alone:  # no copy: it may be large, and a view of a file
+                    found[place.name] = ours.T if place.transposed else ours
+                    continue
                 if place.name not in found:
                     found[place.name] = np.zeros(place.shape, x.dtype)
                 place.put(found[place.name], ours)

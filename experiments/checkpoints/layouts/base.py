@@ -45,6 +45,19 @@ class Layout(abc.ABC):
         Raises ValueError, one sentence, for a mixture that the format cannot say.
         """
 
+    def cache(self, element: str) -> dict[str, Any]:
+        """What the quantization_config says of keys and values beside the layers.
+
+        Raises ValueError, one sentence, where the format cannot say it.
+        """
+        raise ValueError(no_cache(self.method))
+
+    def cached(self, description: Mapping[str, Any]) -> str | None:
+        """What keys and values are rounded onto; raises ValueError, a clause as in `decode`, for
+        what is not read.
+        """
+        return None
+
     def dtype(self, schemes: Collection[Scheme]) -> str | None:
         """The type that a model of such layers must run in, where loaders leave no choice."""
         return None
@@ -57,3 +70,11 @@ class Layout(abc.ABC):
 
         Raises ValueError, a clause as in `decode`, for what is not read.
         """
+
+
+def no_cache(format: str) -> str:
+    """Why a format refuses a model that rounds its keys and values."""
+    return (
+        f"{format} has no place for the scales of keys and values: export compressed_tensors, or "
+        "leave the step out (cache=none)."
+    )

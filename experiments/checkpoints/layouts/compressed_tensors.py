@@ -51,6 +51,17 @@ FORMATS = (
 # Weights of these become bfloat16 when the library unpacks them, whatever the model runs in.
 UNPACKED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
 
+CACHES = {
+    element: {
+        "num_bits": 8, "type": kind, "symmetric": True, "strategy": "tensor", "dynamic": False,
+        "group_size": None, "block_structure": None, "actorder": None, "observer": None,
+    }
+    for element, kind in (("fp8", "float"), ("int8", "int"))
+}  # fmt: skip
+CACHE_DEFAULTS = {
+    "num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor", "dynamic": False,
+}  # fmt: skip
+
 
 class CompressedTensors(Layout):
     """`quant_method: compressed-tensors`."""
@@ -108,6 +119,19 @@ class CompressedTensors(Layout):
             "global_compression_ratio": None,
         }
 
+    def cache(self, element: str) -> dict[str, Any]:
+        return {"kv_cache_scheme": CACHES[element]}
+
+    def cached(self, description: Mapping[str, Any]) -> str | None:
+        said = description.get("kv_cache_scheme")
+        if said is None:
+            return None
+        args = CACHE_DEFAULTS | dict(said)
+        for element, scheme in CACHES.items():
+            if all(args[key] == scheme[key] for key in CACHE_DEFAULTS):
+                return element
+        raise ValueError("it rounds keys and values by other scales than one for each of a layer")
+
     def dtype(self, schemes: Collection[Scheme]) -> str | None:
         return "bfloat16" if any(s["format"] in UNPACKED for s in schemes) else None
 
@@ -115,6 +139,7 @@ class CompressedTensors(Layout):
         self, description: Mapping[str, Any], layers: Collection[str]
     ) -> dict[str, Scheme | None]:
         _require_weights_alone(description)
+        self.cached(description)
         groups, ignore = description.get("config_groups"), description.get("ignore") or []
         if not isinstance(groups, Mapping) or not all(
             isinstance(group, Mapping) for group in groups.values()
@@ -146,8 +171,6 @@ def _first(targets: Iterable[str], name: str) -> str | None:
 def _require_weights_alone(description: Mapping[str, Any]) -> None:
     if (status := description.get("quantization_status", "compressed")) != "compressed":
         raise ValueError(f"its layers are {status} rather than compressed")
-    if description.get("kv_cache_scheme") is not None:
-        raise ValueError("it rounds the key-value cache, which is not read")
     if description.get("transform_config"):
         raise ValueError("it turns activations while it runs, which is not read")
     sparsity = description.get("sparsity_config") or {}

@@ -115,6 +115,16 @@ class QuantizedLayers:
         }
 
 
+def cached(description: Mapping[str, Any], where: Path) -> Any:
+    """What a quantization_config says that keys and values are rounded onto."""
+    try:
+        return LAYOUTS[description["quant_method"]]().cached(description)
+    except DAMAGE as error:
+        raise UserError(
+            f"{where} has a quantization_config that planish does not read: {explained(error)}."
+        ) from error
+
+
 def _module(place: Place) -> str:
     return place.name.removesuffix(".weight")
 

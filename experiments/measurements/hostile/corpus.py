@@ -4,6 +4,7 @@ Random weights at a trained model's scale, written by planish's own writers, all
 of a few dozen tokens, but for a GGUF file with SentencePiece's.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from experiments.checkpoints.gguf_tokenizer import BYTE, CONTROL, read_tokenizer
 from experiments.checkpoints.planish import CheckpointWriter, Tensor, part_of
 from experiments.checkpoints.sources import shapes
 from experiments.data.tokenizer import Tokenizer
-from models.config import DecoderConfig
+from models.config import CacheElement, DecoderConfig
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -56,6 +57,7 @@ class Model(NamedTuple):
     settings: Mapping[str, Any] = {}
     whole: bool = False  # one file of tensors without an index
     pieces: bool = False  # SentencePiece's tokenizer
+    cache: CacheElement | None = None
 
 
 def _integers(bits: int, group: int = 32, **more: Any) -> Format:
@@ -75,7 +77,7 @@ MODELS: dict[str, Model] = {
     "gpt2": Model("gpt2", DENSE, whole=True),
     "opt": Model("opt", DENSE),
     "bert": Model("bert", DENSE),
-    "ct-int4": Model("llama", PACKED, _integers(4)),
+    "ct-int4": Model("llama", PACKED, _integers(4), cache="fp8"),
     "ct-int8-moe": Model("qwen2_moe", PACKED, _integers(8, symmetric=True)),
     "ct-fp8-phi3": Model("phi3", PACKED, formats.fp8()),
     "ct-nvfp4": Model("llama", PACKED, formats.nvfp4()),
@@ -139,7 +141,7 @@ def _write(name: str, model: Model, folder: Path) -> None:
     raw = {"architectures": [family.architecture], **SIZES, **model.settings}
     if model.form is not None:
         raw["num_hidden_layers"] = 1  # unpacking takes its time
-    config = family.read(Raw(raw, Path(name)))
+    config = dataclasses.replace(family.read(Raw(raw, Path(name))), cache=model.cache)
     tokenizer = (_pieces if model.pieces else _bytes)(config.vocabulary)
     tensors = {n: _form(n, x, model, name) for n, x in _weights(config).items()}
     if model.whole:

@@ -106,7 +106,7 @@ def test_a_disk_that_fills(tmp_path, index, monkeypatch):
     def full(read, write=None):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(packages, "_hash", full)
+    monkeypatch.setattr(packages, "digest_of", full)
     with pytest.raises(UserError, match="Cannot write to .*: its disk is full. Make room"):
         packages.fetch_member(*WANTED, cache=tmp_path / "cache")
 
