@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import progress, records
+from experiments.errors import UserError
 from experiments.measurements.hostile import corpus, mutations
 from experiments.measurements.hostile.target import ACCEPTED, FINDING, REFUSED
+from experiments.measurements.hostile.worker import UNFIT
 
 PORTION = 1000  # files that one process reads
 STARTING = 120.0  # seconds that a process may say nothing in before its first file
@@ -136,8 +138,10 @@ def _run(job: dict[str, Any], cache: Path, out: Path) -> str:
         try:
             if _watched(process, out, job["seconds"]):
                 errors.seek(0)
-                said = errors.read().strip().splitlines()[-1:]
-                return f"the process ended with status {process.returncode} {' '.join(said)}"
+                said = "".join(errors.read().strip().splitlines()[-1:])
+                if process.returncode == UNFIT:
+                    raise UserError(f"Nothing can be measured here: {said}.")
+                return f"the process ended with status {process.returncode} {said}"
             return "the process said nothing for long"
         finally:
             process.kill()

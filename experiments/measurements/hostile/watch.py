@@ -37,6 +37,8 @@ class Watch:
         self.found: list[str] = []
         self._written = [_real(path) for path in _caches()]
         self._read = [*map(_real, [model, *CODE, *INTERPRETER]), *MACHINE, *self._written]
+        # Names for hooks of the import system, which are no places, are looked for all the same.
+        self._read += [_real(Path(name)) for name in sys.path if name and not os.path.exists(name)]
 
     def see(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":

@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.measurements.hostile import corpus, mutations, target
 
+UNFIT = 3  # the status of a process that cannot tell damage from what is whole
 WARM = "ct-int4"  # read once before memory is limited: what JAX itself takes does not count
 
 
@@ -25,7 +26,8 @@ def main(job: dict[str, Any]) -> None:
     box, out = Path(job["box"]), Path(job["out"])
     templates: target.Templates = {}
     if (first := target.examine(models[WARM], 120.0, templates)).kind != target.ACCEPTED:
-        raise SystemExit(f"{WARM} as it was written is {first.kind}: {first.detail}")
+        print(f"{WARM} as it was written is {first.kind}: {first.detail}", file=sys.stderr)
+        raise SystemExit(UNFIT)
     _limit_memory(job["memory"])
     done = len(out.read_text().splitlines()) if out.exists() else 0
     with out.open("a") as lines, open(os.devnull, "w") as nothing:

@@ -163,3 +163,14 @@ def test_kinds_draw_evenly(models):
     assert set(kinds) == set(mutations.KINDS)
     assert max(kinds.values()) < 2 * 3000 / len(kinds)
     assert shards.INDEX in {mutations.draw(0, i, models).file for i in range(500)}
+
+
+def test_where_a_whole_model_is_a_finding_nothing_is_counted(models, tmp_path):
+    (models["ct-int4"] / "config.json").rename(tmp_path / "kept")
+    try:
+        place = models["bert"].parents[2]
+        with pytest.raises(UserError, match="Nothing can be measured here: ct-int4 as it was writ"):
+            campaign.portion(0, 500, 502, SETTINGS, place, tmp_path, models)
+        assert not (place / "500.jsonl").exists()
+    finally:
+        (tmp_path / "kept").rename(models["ct-int4"] / "config.json")
