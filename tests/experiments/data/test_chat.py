@@ -27,3 +27,17 @@ def test_a_hostile_template_is_stopped(template, sentence, monkeypatch):
 
 def test_what_a_template_makes():
     assert chat.render("{{ a }}: {{ b | tojson }}\n", {"a": "ü", "b": ["é"]}) == 'ü: ["é"]'
+
+
+def test_one_process_renders_many_and_another_what_follows_its_end():
+    first = chat.render("{{ n }}", {"n": 1})
+    (process,) = chat._RENDERING
+    assert [first, *(chat.render("{{ n }}", {"n": n}) for n in (2, 3))] == ["1", "2", "3"]
+    assert chat._RENDERING == [process]
+    with pytest.raises(ValueError, match="time or memory"):
+        chat.render("{{ 'a' * 10**11 }}", {})
+    process.kill()
+    process.wait()
+    with pytest.raises(ValueError, match="time or memory"):  # what it was asked is lost
+        chat.render("{{ n }}", {"n": 4})
+    assert chat.render("{{ n }}", {"n": 5}) == "5"
