@@ -48,6 +48,8 @@ _RENDERING: list[subprocess.Popen[bytes]] = []  # the process, once there is one
 
 def _ask(said: bytes) -> bytes:
     """One line of JSON for another; nothing from a process that did not survive it."""
+    if _RENDERING and _RENDERING[0].poll() is not None:
+        close()
     if not _RENDERING:
         command, pipe = [sys.executable, "-I", __file__], subprocess.PIPE
         _RENDERING.append(

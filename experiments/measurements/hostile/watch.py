@@ -17,6 +17,7 @@ from experiments.checkpoints.packages import cache_folder
 from experiments.data import chat
 
 CODE = [records.ROOT / name for name in ("kernels", "models", "algorithms", "experiments")]
+CODE += records.ROOT.glob("*.egg-info")  # which whoever looks for plugins reads
 INTERPRETER = [Path(sys.prefix), Path(sys.base_prefix)]
 MACHINE = [Path("/proc/self"), Path("/proc") / str(os.getpid()), Path("/sys"), Path(os.devnull)]
 READING = ("os.listdir", "os.scandir", "ctypes.dlopen")
@@ -35,7 +36,7 @@ class Watch:
 
     def __init__(self, model: Path):
         self.found: list[str] = []
-        self._written = [_real(path) for path in _caches()]
+        self._written = [*map(_real, _caches()), Path(os.devnull)]
         self._read = [*map(_real, [model, *CODE, *INTERPRETER]), *MACHINE, *self._written]
         # Names for hooks of the import system, which are no places, are looked for all the same.
         self._read += [_real(Path(name)) for name in sys.path if name and not os.path.exists(name)]
