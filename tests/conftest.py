@@ -1,4 +1,8 @@
-"""Compiled programs are kept for all tests of a session, those in processes of their own too."""
+"""Compiled programs are kept for all tests of a session, those in processes of their own too.
+
+Most of a test's time is their compilation, and most of that LLVM's optimization, which for tiny
+models never pays: it is left out.
+"""
 
 import os
 import tempfile
@@ -7,6 +11,7 @@ import pytest
 
 CACHE = tempfile.TemporaryDirectory(prefix="planish-tests-xla-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 
