@@ -6,7 +6,8 @@ A document names what it shows between markers, and the text between them is rep
     <!-- results:begin recipe=gptq -->  …  <!-- results:end -->
 
     recipe=NAME       runs of the embedded model that use the step of that name, the float one first
-    runs="A; B"       runs by name, in order: "float", or overrides of conf/compress.yaml
+    runs="A; B"       runs by name, in order: overrides of conf/compress.yaml, or "float" and those
+                      of conf/evaluate.yaml; what they were asked, where that is tasks
     claims=PAGE       the claims of a page and whether they hold [scale=embedded]
     published=A,B     what sources report of the methods of these pages, side by side
     map=WHAT          taxonomy, timeline or comparison of all pages, or the peers
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import plots, records
+from experiments import plots, records, task_scores
 from experiments.configuration import did_you_mean
 from experiments.entry import guarded
 from experiments.errors import UserError
@@ -187,7 +188,7 @@ def _runs(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
             found.append(survey.find(parse(name))[0])
         except UserError as error:
             raise UserError(f"{where} asks for {name.strip()!r}, and needs {error}.") from error
-    return markdown(found)
+    return task_scores.markdown(found) if any(map(task_scores.tasks_of, found)) else markdown(found)
 
 
 def _claims(survey: Survey, wanted: Mapping[str, str], where: str) -> str:

@@ -42,9 +42,11 @@ Find = Callable[[Run], list[Record]]  # one record per seed; UserError: what it 
 
 
 def parse(text: str) -> Run:
-    """A run as a document's marker names it: "float", or overrides apart by spaces."""
+    """A run as a document's marker names it: overrides apart by spaces, of the model as it is where
+    the first word is "float".
+    """
     words = tuple(text.split())
-    return Run("evaluate") if words == ("float",) else Run("compress", words)
+    return Run("evaluate", words[1:]) if words[:1] == ("float",) else Run("compress", words)
 
 
 def run_at(selection: Selection, scale: str, stem: str, pages: Mapping[str, Page]) -> Run:
