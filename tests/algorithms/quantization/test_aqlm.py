@@ -207,7 +207,8 @@ def test_what_is_stored_is_what_was_searched(config):
     np.testing.assert_allclose(tensor.dequantize().T.reshape(dense.shape), dense, rtol=1e-6)
     before = additive.loss(target, gram, encoding).sum()
     _, rows = search_codes(target, gram, encoding, jnp.arange(6), config.beam)
-    assert rows.sum() > 0.99 * before
+    noise = 1e-6 * additive.loss(target, gram, encoding._replace(scale=0 * encoding.scale)).sum()
+    assert rows.sum() > 0.99 * before - noise  # what is left may be less than float32 tells apart
 
 
 @pytest.fixture(scope="module")
