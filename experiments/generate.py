@@ -17,7 +17,7 @@ from experiments.progress import console
 
 
 def continue_text(source: Source, prompt: str, config: dict) -> Iterator[str]:
-    """Pieces of text as they are generated."""
+    """Pieces of text as they are generated; what cannot be done is refused at once."""
     require_predictions(source.config, "text to generate")
     tokenizer = source.tokenizer()
     ids = encode_prompt(tokenizer, prompt, chat=config["chat"])
@@ -29,6 +29,10 @@ def continue_text(source: Source, prompt: str, config: dict) -> Iterator[str]:
         sampling=Sampling(**config["sampling"]),
         key=jax.random.key(config["seed"]),
     )
+    return _pieces(tokenizer, tokens)
+
+
+def _pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
     so_far: list[int] = []
     text = ""
     for token in tokens:
@@ -52,10 +56,11 @@ def main(config: DictConfig) -> None:
     plain = resolved(config)
     if plain["max_tokens"] < 1:
         raise UserError(f"max_tokens={plain['max_tokens']} must be at least 1.")
+    start, count = time.perf_counter(), 0
+    pieces = continue_text(of_weights(open_model(config)), plain["prompt"], plain)
     if not plain["chat"]:
         print(plain["prompt"], end="", flush=True)
-    start, count = time.perf_counter(), 0
-    for piece in continue_text(of_weights(open_model(config)), plain["prompt"], plain):
+    for piece in pieces:
         count += 1
         print(piece, end="", flush=True)
     print()
