@@ -3,11 +3,12 @@ blocks of each, compressed, evaluated and exported in one run; its peak memory b
 and the activations take, and the estimate of the whole model.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.families.raw import Raw
 from experiments.checkpoints.sources import Source, shapes
 from experiments.data.tokenizer import Tokenizer
+from experiments.files import write_whole
 from experiments.measurements.estimates import MEASURING, of_record
 from experiments.operations import size
 from experiments.recipe_builder import build_recipe
@@ -67,25 +69,46 @@ def config_of(name: str) -> DecoderConfig:
 def scale(plain: dict[str, Any], source: Source, folder: Path, run: Runner) -> list[dict[str, Any]]:
     """A row for each model of `scaled` and recipe of `scale_recipes`; `source` gives a tokenizer.
 
-    run: one command in a new process.
+    Rows are kept as they are done, for the same command to go on. run: one command in a new
+    process.
     """
-    rows = []
-    with progress.steps("scale", len(plain["scaled"]) * len(plain["scale_recipes"])) as step:
+    kept, wanted = folder / "scale.json", plain["scale_recipes"]
+    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    with progress.steps("scale", len(plain["scaled"]) * len(wanted)) as step:
         for name, blocks in plain["scaled"].items():
-            model, whole = folder / name, config_of(name)
-            model.mkdir()
-            few = dataclasses.replace(whole, layers=blocks)
-            write_random_model(few, source.tokenizer(), model)
-            for recipe in plain["scale_recipes"]:
-                where = folder / "run"
-                settings = ["model=local", f"model.path={model}", *recipe, *plain["scale"]]
-                record = run("compress", where, settings)
-                rows.append({"model": name, "recipe": recipe, **row(record, few, whole)})
-                rows[-1] |= _read_back(record, where, plain["scale"], run)
-                shutil.rmtree(where)
-                step(f"{name} {' '.join(recipe)}: {record['peak_memory'] / 1e9:.1f} GB")
-            shutil.rmtree(model)
+            done = [row["recipe"] for row in rows if row["model"] == name]
+            for _ in done:
+                step("kept")
+            few = dataclasses.replace(config_of(name), layers=blocks)
+            for recipe in [recipe for recipe in wanted if recipe not in done]:
+                with _random_model(few, source.tokenizer(), folder / name) as model:
+                    settings = ["model=local", f"model.path={model}", *recipe, *plain["scale"]]
+                    found = _row(settings, few, config_of(name), folder / "run", run)
+                rows.append({"model": name, "recipe": recipe, **found})
+                write_whole(kept, json.dumps(rows))
+                step(f"{name} {' '.join(recipe)}: {found['peak_memory'] / 1e9:.1f} GB")
     return rows
+
+
+@contextlib.contextmanager
+def _random_model(config: DecoderConfig, tokenizer: Tokenizer, folder: Path) -> Iterator[Path]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        write_random_model(config, tokenizer, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _row(
+    settings: list[str], few: DecoderConfig, whole: DecoderConfig, where: Path, run: Runner
+) -> dict[str, Any]:
+    shutil.rmtree(where, ignore_errors=True)
+    record = run("compress", where, settings)
+    found = row(record, few, whole) | _read_back(record, where, settings, run)
+    shutil.rmtree(where)
+    return found
 
 
 def row(record: dict[str, Any], few: DecoderConfig, whole: DecoderConfig) -> dict[str, Any]:
