@@ -121,7 +121,10 @@ class Survey:
     def _front(self, path: Path, activations: bool) -> Picture:
         """All that compress weights alone, or all that round activations too."""
         reference, *runs = self.embedded()
-        shown = [run for run in runs if (size(run)[1] is not None) == activations]
+        shown = [
+            run for run in runs
+            if (size(run)[1] is not None) == activations and not run["config"].get("cache")
+        ]  # fmt: skip
         value = reference["metrics"]["perplexity"]["value"]
         peers = [
             (peer.bits, value * math.exp(peer.above(reference)))
