@@ -1,7 +1,6 @@
 """Live checks of exports against transformers and compressed-tensors: `make test-peers`."""
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,6 @@ pytestmark = pytest.mark.peers
 BFLOAT16 = ("nvfp4", "mxfp4", "mxfp8")  # what the loader makes of these weights
 LAYERS = goldens.REPOSITORY / "tests" / "golden" / "exports"  # by make_exports.py
 FLOOR = 1e-9  # of a root mean square, so that it can divide
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    path = os.environ.get("PLANISH_PEERS_PYTHON")
-    if not path:
-        pytest.skip("PLANISH_PEERS_PYTHON is unset: run `make test-peers`")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ PLANISH_LLAMACPP_PYTHON one with requirements-llamacpp.txt.
 
 import dataclasses
 import json
-import os
 import secrets
 from pathlib import Path
 
@@ -48,23 +47,6 @@ WIDE = {  # groups that fill a K block
 WIDE_CONFIG = dataclasses.replace(
     CONFIG, hidden=256, heads=4, kv_heads=2, head_size=64, feed_forward=256
 )
-
-
-def environment(name: str) -> str:
-    path = os.environ.get(name)
-    if not path:
-        pytest.skip(f"{name} is unset: see {Path(__file__).name}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def layouts() -> str:
-    return environment("PLANISH_LAYOUTS_PYTHON")
-
-
-@pytest.fixture(scope="module")
-def llama() -> str:
-    return environment("PLANISH_LLAMACPP_PYTHON")
 
 
 def test_the_committed_layers_are_what_the_tools_pack(layouts: str, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ hand over files.
 """
 
 import json
-import os
 import secrets
 import subprocess
 from pathlib import Path
@@ -21,14 +20,6 @@ SCRIPTS = Path(__file__).parent
 TOLERANCE = 1e-4  # on logits, absolute, in float32
 SHIFT = 2e-5  # what transformers' float32 logits move between processors
 MINUTES = 10
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    path = os.environ.get("PLANISH_PEERS_PYTHON")
-    if not path:
-        pytest.skip("PLANISH_PEERS_PYTHON is unset: run `make test-peers`")
-    return path
 
 
 @pytest.mark.peers

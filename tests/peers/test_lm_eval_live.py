@@ -6,7 +6,6 @@ requirements-llamacpp.txt.
 
 import contextlib
 import json
-import os
 import secrets
 import socket
 import subprocess
@@ -38,18 +37,6 @@ FEWER = 4  # for a server that sorts the whole vocabulary for each token, in Pyt
 # Nats that a continuation's log-likelihood of about -35 moves, on average, where llama.cpp rounds
 # activations to 8 bits: 0.24 measured. Tokens that were one off would move it by tens.
 ROUNDED = 0.5
-
-
-def environment(name: str) -> str:
-    path = os.environ.get(name)
-    if not path:
-        pytest.skip(f"{name} is unset: see {Path(__file__).name}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    return environment("PLANISH_PEERS_PYTHON")
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +116,9 @@ def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 120
 
 
 @pytest.fixture(scope="module")
-def server(embedded, tmp_path_factory) -> Iterator[str]:
-    python = environment("PLANISH_LLAMACPP_PYTHON")
+def server(llama, embedded, tmp_path_factory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with llamacpp_server(python, Path(embedded.location), log) as url:
+    with llamacpp_server(llama, Path(embedded.location), log) as url:
         yield url
 
 
