@@ -129,7 +129,6 @@ def row(record: dict[str, Any], few: DecoderConfig, whole: DecoderConfig) -> dic
     found = of_record(record, whole, hardware.product_rate(MEASURING), CALIBRATION)
     return {
         "blocks": few.layers,
-        "parameters": found.parameters,
         "held": held,
         "peak_memory": record["peak_memory"],
         "seconds": record["seconds"],
