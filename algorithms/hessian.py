@@ -13,7 +13,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
 from algorithms.layerwise import LayerwiseMethod
-from algorithms.numerics import relative_error
+from algorithms.numerics import relative_error, sum_over_rows
 from kernels.gram import gram
 
 
@@ -35,8 +35,12 @@ def output_error(
     w: Float[Array, "o i"], approximation: Float[Array, "o i"], stats: HessianStats
 ) -> Float[Array, ""]:
     """‖(W - Ŵ) X‖² / ‖W X‖² on the calibration activations; zero where both are."""
-    d = w - approximation
-    return relative_error(jnp.sum(d @ stats.gram * d), jnp.sum(w @ stats.gram * w))
+
+    def of_row(w: Float[Array, " i"], approximation: Float[Array, " i"]) -> Array:
+        d = w - approximation
+        return jnp.stack([d @ stats.gram @ d, w @ stats.gram @ w])
+
+    return relative_error(*sum_over_rows(of_row, w, approximation))
 
 
 def dead_inputs(stats: HessianStats) -> Bool[Array, " i"]:

@@ -1,9 +1,23 @@
 """Small numerical conventions that several parts share."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
+
+ROWS = 512  # of a matrix that is worked on in parts: enough for products to be as fast
 
 
 def relative_error(part: Float[Array, ""], total: Float[Array, ""]) -> Float[Array, ""]:
     """part / total, where nothing of nothing is no error: a layer of zeros is kept exactly."""
     return jnp.where((part == 0) & (total == 0), 0.0, part / total)
+
+
+def sum_over_rows(
+    of_row: Callable[..., Float[Array, "*k"]], *matrices: Float[Array, "o i"]
+) -> Float[Array, "*k"]:
+    """Σ of_row(a[r], b[r], …), some rows at a time: intermediates as large as a weight would be
+    the most that compressing it holds.
+    """
+    return jnp.sum(lax.map(lambda rows: of_row(*rows), matrices, batch_size=ROWS), axis=0)

@@ -64,6 +64,12 @@ def get_weight(linear: LinearLayer) -> Float[Array, "*e o i"]:
     return linear.kernel[...].swapaxes(-1, -2)
 
 
+def release_weight(linear: LinearLayer) -> None:
+    """Let go of the weight, its shape and dtype kept: another one is set before it computes."""
+    kernel = linear.kernel.get_value()
+    linear.kernel.set_value(jax.ShapeDtypeStruct(kernel.shape, kernel.dtype))
+
+
 def set_weight(
     linear: LinearLayer, w: Float[Array, "*e o i"], dtype: DTypeLike | None = None
 ) -> None:

@@ -84,7 +84,9 @@ def compress_block(
             _advance_both(block, chunks, original, stage)
             clock.lap("forward")
         site_key = None if key is None else jax.random.fold_in(key, stage)
-        found = _compress_site(block, site, chunks, original, method_of, site_key, clock)
+        found = _compress_site(
+            block, site, chunks, original, method_of, site_key, clock, replace=sequential
+        )
         if sequential:
             set_weights(block, found.tensors)
         tensors |= found.tensors
@@ -105,8 +107,14 @@ class _Site(NamedTuple):
     notes: dict[str, Any]
 
 
-def _compress_site(block, site, chunks, original, method_of, key, clock: "Clock") -> _Site:
-    """Observe once for each kind of statistics, and compress what one method takes together."""
+def _compress_site(
+    block, site, chunks, original, method_of, key, clock: "Clock", *, replace: bool
+) -> _Site:
+    """Observe once for each kind of statistics, and compress what one method takes together.
+
+    replace: whether the compressed weights take the place of the original ones, which are then let
+    go of on the way.
+    """
     rows = {path: surgery.weight_shape(surgery.linear_at(block, path))[-2] for path in site.readers}
     groups, found = grouped(rows, method_of), _Site({}, [], {})
     seen = {}
@@ -119,7 +127,7 @@ def _compress_site(block, site, chunks, original, method_of, key, clock: "Clock"
     for n, (method, paths) in enumerate(groups):
         stats = None if method.observe is None else seen[method.observe]
         own = key if key is None or n == 0 else jax.random.fold_in(key, n)
-        tensors, error = _compress(block, site, paths, stats, own, method)
+        tensors, error = _compress(block, site, paths, stats, own, method, replace=replace)
         found.tensors.update(tensors)
         found.errors.append(error)
         notes = (mixtures.notes if site.experts else _notes)(stats, method)
@@ -176,7 +184,7 @@ def set_weights(block: Block, tensors: Mapping[str, Any]) -> None:
     """
     for path, tensor in tensors.items():
         linear = surgery.linear_at(block, path)
-        unpacked = unpack(tensor, dtype=linear.kernel[...].dtype)
+        unpacked = unpack(tensor, dtype=linear.kernel.get_value().dtype)
         plain = unpacked.stacked if isinstance(unpacked, ExpertsTensor) else unpacked
         if isinstance(plain, DenseTensor):
             surgery.set_weight(linear, plain.weight)
@@ -222,12 +230,15 @@ def grouped(rows: Mapping[str, int], method_of: Callable[[str], Any]) -> list[tu
     return groups
 
 
-def _compress(block, site, paths: list[str], stats, key, method: LayerwiseMethod):
+def _compress(block, site, paths: list[str], stats, key, method: LayerwiseMethod, *, replace: bool):
     """The compressed weights of `paths`, and the error of all of them as one matrix."""
     solve, measure = (mixtures.solve, mixtures.error) if site.experts else (_solve, _error)
     layers = [surgery.linear_at(block, path) for path in paths]
     # Each is let go of as soon as it is not needed: two such matrices can be a block of the model.
     w = jnp.concatenate(list(map(surgery.get_weight, layers)), -2)
+    if replace:
+        for layer in layers:
+            surgery.release_weight(layer)
     tensor = solve(w, stats, key, method=method)
     error = float(measure(w, dense(tensor, dtype=w.dtype), stats, method=method))
     if not math.isfinite(error):

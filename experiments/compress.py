@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import exporting, planning, records, streaming, task_scores
+from experiments import exporting, memory, planning, records, streaming, task_scores
 from experiments.checkpoints.exports import Export, Writer
 from experiments.checkpoints.planish import DESCRIPTION, Checkpoint, CheckpointWriter
 from experiments.checkpoints.sources import of_weights
@@ -110,7 +110,7 @@ def _compress(
         run.warn(f"{part} in {writer.partial} was damaged: it is compressed again.")
 
     def report(layer: streaming.LayerReport) -> None:
-        run.note("layer", **dataclasses.asdict(layer), peak_memory=records.peak_memory())
+        run.note("layer", **dataclasses.asdict(layer), peak_memory=memory.peak())
         for site, found in layer.notes.items():
             if lost := found.get("unreached_experts"):
                 run.warn(

@@ -1,7 +1,5 @@
 """What every entry point shares: Hydra around it, errors as sentences, the compilation cache."""
 
-import contextlib
-import ctypes
 import functools
 import importlib
 import logging
@@ -18,13 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
-from experiments import configuration, dry_run, sweeps
+from experiments import configuration, dry_run, memory, sweeps
 from experiments.checkpoints.packages import cache_folder
 from experiments.configuration import CONF, did_you_mean
 from experiments.errors import UserError
 from experiments.progress import console
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 
 def entry_point(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -85,25 +81,12 @@ def guarded(run: Callable[..., Any]) -> Callable[..., Any]:
 
 def prepare() -> None:
     """Quiet libraries, memory that is reused, and compiled functions kept between runs."""
-    keep_freed_memory()
+    memory.keep_freed()
     for library in ("absl", "jax"):
         logging.getLogger(library).setLevel(logging.WARNING)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse the memory of freed arrays instead of giving it back at once.
-
-    Every product allocates its result, and the kernel clears each page that it hands out again: a
-    tenth of a CPU run's time. It costs memory: what is kept fits few of the later arrays.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has mallopt
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the largest it takes
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-        libc.mallopt(M_TOP_PAD, 1 << 26)
 
 
 def build(config: DictConfig, key: str) -> Any:

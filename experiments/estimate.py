@@ -35,7 +35,7 @@ WRITING = 1.75
 # Calls whose intermediates are held at once: a CPU begins calls before earlier ones have ended.
 # Measured: 170 to 250 MB while the losses are computed, of which one call needs 53.
 CALLS = 4
-# Arrays below LARGE bytes, once freed, stay with the process (entry.keep_freed_memory) and fit few
+# Arrays below LARGE bytes, once freed, stay with the process (memory.keep_freed) and fit few
 # later ones. The most that the walk held of them costs KEPT times as much, and until the end.
 # Measured with 8, 32 and 128 windows: 1.6 to 2.1. 0 where freed memory is given back.
 LARGE = 1 << 25

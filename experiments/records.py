@@ -1,15 +1,12 @@
 """The record of a run: one JSON file that every table, picture and claim is drawn from."""
 
 import contextlib
-import ctypes
 import datetime
 import functools
-import gc
 import importlib.metadata
 import json
 import os
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +16,7 @@ from typing import Any
 import jax
 import psutil
 
+from experiments import memory
 from experiments.errors import UserError
 from experiments.files import write_whole
 
@@ -38,7 +36,7 @@ class Recorder:
     """
 
     def __init__(self, command: str, config: Mapping[str, Any], identity: str):
-        reset_peak_memory()
+        memory.reset_peak()
         self.fields: dict[str, Any] = {
             "schema": SCHEMA,
             "command": command,
@@ -49,6 +47,7 @@ class Recorder:
             "code": code_version(),
             "versions": versions(),
             "device": device(),
+            "memory_at_start": memory.held(),
         }
         self.seconds: dict[str, float] = {}
         self.elsewhere: dict[str, float] = {}
@@ -67,8 +66,8 @@ class Recorder:
 
     def finish(self, **fields: Any) -> dict[str, Any]:
         """The whole record."""
-        memory = peak_memory()
-        costs = {"seconds": self.seconds, "elsewhere": self.elsewhere, "peak_memory": memory}
+        peak = memory.peak()
+        costs = {"seconds": self.seconds, "elsewhere": self.elsewhere, "peak_memory": peak}
         return {**self.fields, **fields, **costs}
 
 
@@ -158,22 +157,3 @@ def _busy_elsewhere() -> float:
     idle = ("idle", "iowait", "guest", "guest_nice")  # a guest's time is in its user's too
     busy = sum(spent for name, spent in machine._asdict().items() if name not in idle)
     return busy - own.user - own.system
-
-
-def reset_peak_memory() -> None:
-    """Start a new peak where the system can (Linux); elsewhere it stays the process's own."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps, and can trim, a heap
-        ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Bytes of the largest resident set since `reset_peak_memory`."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024

@@ -31,10 +31,10 @@ from algorithms.walk import (
     replay_block,
     transform_block,
 )
-from experiments import progress
+from experiments import memory, progress
 from experiments.checkpoints.loading import load_blocks, parameters, put
 from experiments.checkpoints.planish import CheckpointWriter, part_of
-from experiments.checkpoints.sources import Source, shapes
+from experiments.checkpoints.sources import Source, count_not_finite, shapes
 from experiments.errors import UserError
 from experiments.evaluation.forward import embedded, in_chunks
 from experiments.recipes import ENDS, Recipe
@@ -105,6 +105,7 @@ def compress_model(
             report(found)
             reports.append(found)
             step(f"error {found.worst:.2e}")
+            memory.give_back()
     _write_ends(state)
     return reports
 
@@ -302,7 +303,7 @@ def dense(source: Source, name: str, walk: Walk, changed: np.ndarray | None = No
         return x
     with np.errstate(over="ignore"):  # refused below
         stored = x.astype(jnp.dtype(walk.dense_dtype), copy=False)
-    if not np.isfinite(stored).all():
+    if count_not_finite(stored):
         raise UserError(
             f"{name} does not fit {walk.dense_dtype}: its largest magnitude is "
             f"{np.abs(x.astype(np.float32)).max():.3g}. Set walk.dense_dtype=bfloat16."

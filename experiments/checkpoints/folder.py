@@ -22,6 +22,7 @@ import numpy as np
 
 from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor, DenseTensor
+from experiments import memory
 from experiments.checkpoints import shards
 from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.families.base import Family, Place
@@ -29,7 +30,7 @@ from experiments.checkpoints.layouts.base import Layout, Scheme
 from experiments.checkpoints.layouts.joining import join
 from experiments.checkpoints.model_card import card
 from experiments.checkpoints.planish import Tensor, part_of
-from experiments.checkpoints.sources import shapes
+from experiments.checkpoints.sources import count_not_finite, shapes
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import ORIGIN, begin_partial, kept_so_far, sync, write_whole
@@ -241,7 +242,7 @@ def cast(name: str, x: np.ndarray, dtype: str | None) -> np.ndarray:
         return x
     with np.errstate(over="ignore"):  # refused below
         stored = x.astype(jnp.dtype(dtype))
-    if not np.isfinite(stored).all():
+    if count_not_finite(stored):
         raise UserError(
             f"{name} does not fit {dtype}: its largest magnitude is "
             f"{np.abs(x.astype(np.float32)).max():.3g}. Choose bfloat16."
@@ -292,5 +293,6 @@ def _digest(arrays: Mapping[str, np.ndarray], schemes: Mapping[str, Scheme | Non
     total = hashlib.sha256(json.dumps(schemes, sort_keys=True).encode())
     for name, x in sorted(arrays.items()):
         total.update(f"{name} {x.dtype} {x.shape}\n".encode())
-        total.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+        for part in memory.in_parts(x):
+            total.update(np.ascontiguousarray(part).view(np.uint8).data)
     return total.hexdigest()

@@ -26,6 +26,7 @@ from experiments.checkpoints import gguf_metadata, gguf_parts, gguf_vocabulary
 from experiments.checkpoints.gguf import PLAIN, permute, permuted_heads, stored_name
 from experiments.checkpoints.layouts import gguf_blocks
 from experiments.checkpoints.planish import Tensor
+from experiments.checkpoints.sources import count_not_finite
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import begin_partial, kept_so_far, sync
@@ -191,7 +192,7 @@ class GGUFWriter:
 def _dense(name: str, x: np.ndarray, kind: Type) -> np.ndarray:
     with np.errstate(over="ignore"):
         stored = x.astype(PLAIN[kind])
-    if not np.isfinite(stored).all():
+    if count_not_finite(stored):
         raise UserError(f"{name} does not fit {kind.name}: choose fallback=f32, or a wider format.")
     return _bytes(stored)
 

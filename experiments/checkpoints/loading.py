@@ -31,8 +31,10 @@ def load_block(source: Source, layer: int, dtype: DTypeLike = jnp.float32) -> Bl
 def load_blocks(
     source: Source, dtype: DTypeLike = jnp.float32, *, start: int = 0
 ) -> Iterator[Block]:
-    """The blocks from `start` on; the next one is read while the caller works on this one, and
-    waits as it is stored, which is often half of what it takes as float32.
+    """The blocks from `start` on; the next one is read while the caller works on this one.
+
+    It waits as it is stored: a view of a file has been looked through, so that the system holds
+    its pages as long as there is room, and none of them is ours.
     """
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
 
@@ -45,19 +47,14 @@ def load_blocks(
             assert upcoming is not None
             block, stored = upcoming.result()
             upcoming = ahead(layer + 1)
-            yield _fill(block, _emptying(stored), dtype)
-            del block
+            made = [_fill(block, _emptying(stored), dtype)]
+            del block  # the caller alone holds it
+            yield made.pop()
 
 
 def _read_block(source: Source, layer: int) -> tuple[Block, list["_Stored"]]:
-    """Out of the file: what the source gives may be a view of it, read when it is looked at."""
     block = _empty_block(source, layer)
-    pieces = _stored(block, source, f"blocks.{layer}.")
-    return block, [piece._replace(tensor=_held(piece.tensor)) for piece in pieces]
-
-
-def _held(tensor: Any) -> Any:
-    return np.array(tensor) if isinstance(tensor, np.ndarray) else tensor
+    return block, list(_stored(block, source, f"blocks.{layer}."))
 
 
 def _empty_block(source: Source, layer: int) -> Block:

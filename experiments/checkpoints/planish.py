@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from algorithms.tensors import CompressedTensor
+from experiments import memory
 from experiments.checkpoints import forms, shards
 from experiments.checkpoints.sources import (
     Source,
@@ -247,7 +248,8 @@ def digest(trees: Trees, described: Mapping[str, Any]) -> str:
     for name in sorted(trees):
         for field, array in sorted(trees[name].items()):
             total.update(f"{name} {field} {array.dtype} {array.shape}\n".encode())
-            total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            for part in memory.in_parts(array):
+                total.update(np.ascontiguousarray(part).view(np.uint8).data)
     return total.hexdigest()
 
 

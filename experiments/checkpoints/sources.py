@@ -21,6 +21,7 @@ from flax import nnx
 
 from algorithms.kv_cache import SCALES
 from algorithms.tensors import CompressedTensor
+from experiments import memory
 from experiments.checkpoints import packages
 from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
@@ -160,10 +161,14 @@ def require_room(config: DecoderConfig, tensors: int, where: str) -> None:
         )
 
 
+def count_not_finite(x: np.ndarray) -> int:
+    """How many of the values are NaN or infinite; found in parts, as a tensor may be large."""
+    return sum(int(np.count_nonzero(~np.isfinite(part))) for part in memory.in_parts(x))
+
+
 def require_finite(x: np.ndarray, tensor: str, where: str) -> None:
     """Refuse a tensor with NaN or infinity in it."""
-    bad = x.size - int(np.isfinite(x).sum())
-    if bad:
+    if bad := count_not_finite(x):
         raise UserError(
             f"{tensor} in {where} has {bad} NaN or infinite values of {x.size}: the model is "
             "damaged, so fetch it again or export it in a wider format."

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from algorithms.walk import unpack_layers
+from experiments import memory
 from experiments.checkpoints.loading import load_blocks, load_stem
 from experiments.checkpoints.sources import Source
 
@@ -28,6 +29,8 @@ def activations(
         for n, x in enumerate(found):
             found[n] = _run_block(graph, state, x, _positions(x.shape[1]))
         jax.block_until_ready(found)
+        del block, graph, state  # before the next one is built
+        memory.give_back()
         step("")
     return found
 
