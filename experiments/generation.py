@@ -44,67 +44,90 @@ def generate(
 ) -> Iterator[int]:
     """Tokens that follow the prompt, up to `max_tokens` or to a stop token, which is left out.
 
-    Prompts are padded to few lengths, and caches are made for them, so that not every prompt is
-    compiled anew. Raises UserError if the prompt is empty or does not leave room in the model's
-    context.
+    Raises UserError if the prompt is empty or does not leave room in the model's context.
     """
-    room = len(prompt) + max_tokens
-    if not prompt:
-        raise UserError("The prompt has no tokens: give some text to continue.")
-    if room > model.config.context:
-        raise UserError(
-            f"The prompt's {len(prompt)} tokens and max_tokens={max_tokens} exceed the model's "
-            f"context of {model.config.context}: shorten one of them."
-        )
-    graph, state = nnx.split(model)
-    caches = empty_caches(model, padded(room, model.config.context))
-    tokens, count = jnp.asarray(_filled(prompt, model.config.context))[None], len(prompt)
-    for step_key in jax.random.split(key, max_tokens):
-        token, caches = _step(graph, state, tokens, caches, count, step_key, sampling=sampling)
-        if (chosen := int(token[0])) in stops:
+    steps = generate_together(
+        model, [prompt], max_tokens=max_tokens, sampling=sampling, keys=key[None]
+    )
+    for (token,) in steps:
+        if token in stops:
             return
-        yield chosen
-        tokens, count = token[:, None], 1
+        yield int(token)
 
 
-def _filled(prompt: Sequence[int], context: int) -> Int[np.ndarray, " T"]:
-    tokens = np.zeros(padded(len(prompt), context), np.int32)
-    tokens[: len(prompt)] = prompt
-    return tokens
+def generate_together(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    keys: Key[Array, " B"],
+) -> Iterator[Int[np.ndarray, " B"]]:
+    """The next token of every prompt, `max_tokens` times: where each text ends, the caller sees.
+
+    What follows a prompt does not depend on the others, but for rounding. They are padded to few
+    lengths, and caches are made for them, so that not all are compiled anew. Raises UserError if a
+    prompt is empty or does not leave room in the model's context.
+    """
+    for prompt in prompts:
+        _require_room(len(prompt), max_tokens, model.config.context)
+    graph, state = nnx.split(model)
+    longest, context = max(map(len, prompts)), model.config.context
+    caches = empty_caches(model, len(prompts), padded(longest + max_tokens, context))
+    tokens = np.zeros((len(prompts), padded(longest, context)), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    count = np.array(list(map(len, prompts)), np.int32)
+    own = jax.vmap(lambda key: jax.random.split(key, max_tokens), out_axes=1)(keys)
+    for step_keys in own:
+        token, caches = _step(graph, state, tokens, caches, count, step_keys, sampling=sampling)
+        yield np.asarray(token)
+        tokens, count = token[:, None], np.ones_like(count)
 
 
-def empty_caches(model: Decoder, room: int) -> tuple[KVCache, ...]:
-    """Caches for one sequence of up to `room` positions."""
+def _require_room(length: int, max_tokens: int, context: int) -> None:
+    if not length:
+        raise UserError("The prompt has no tokens: give some text to continue.")
+    if length + max_tokens > context:
+        raise UserError(
+            f"The prompt's {length} tokens and max_tokens={max_tokens} exceed the model's "
+            f"context of {context}: shorten one of them."
+        )
+
+
+def empty_caches(model: Decoder, rows: int, room: int) -> tuple[KVCache, ...]:
+    """Caches for sequences of up to `room` positions."""
     c = model.config
-    shape = (1, room, c.kv_heads, c.head_size)
+    shape = (rows, room, c.kv_heads, c.head_size)
     return tuple(
-        KVCache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((), jnp.int32))
+        KVCache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(rows, jnp.int32))
         for _ in range(c.layers)
     )
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampling"), donate_argnames="caches")
-def _step(graph, state, tokens: Int[Array, "B T"], caches, count, key, *, sampling: Sampling):
+def _step(graph, state, tokens: Int[Array, "B T"], caches, count, keys, *, sampling: Sampling):
     logits, caches = nnx.merge(graph, state).decode(tokens, caches, count)
-    return choose(logits.astype(jnp.float32), key, sampling), caches
+    logits = logits.astype(jnp.float32)
+    return jax.vmap(functools.partial(choose, sampling=sampling))(logits, keys), caches
 
 
 def choose(
-    logits: Float[Array, "B V"], key: Key[Array, ""], sampling: Sampling
-) -> Int[Array, " B"]:
+    logits: Float[Array, "*B V"], key: Key[Array, ""], sampling: Sampling
+) -> Int[Array, "*B"]:
     """One token per row: temperature first, then top-k, then top-p among what is left."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, -1)
     logits = logits / sampling.temperature
     if sampling.top_k is not None:
-        kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
+        kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
     if sampling.top_p is not None:
         logits = _nucleus(logits, sampling.top_p)
     return jax.random.categorical(key, logits)
 
 
-def _nucleus(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
+def _nucleus(logits: Float[Array, "*B V"], top_p: float) -> Float[Array, "*B V"]:
     """Holtzman et al., 2019, arXiv:1904.09751: the smallest set that reaches top_p."""
     p = jnp.sort(jax.nn.softmax(logits), descending=True)
     before = jnp.cumsum(p, -1) - p

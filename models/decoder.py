@@ -3,7 +3,6 @@
 Shapes: B windows, T tokens, D hidden, V vocabulary.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -114,19 +113,20 @@ class Decoder(nnx.Module):
         return self.tail(x, self.stem.embed)
 
     def decode(
-        self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...], count: Int[Array, ""]
+        self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...], count: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], tuple[KVCache, ...]]:
-        """Append the first `count` tokens to the caches; logits of the token that follows them.
+        """Append the first `count` tokens of each row to the caches; logits of what follows them.
 
         What is behind them is padding: no later token sees it.
         """
-        places = jnp.minimum(jnp.arange(tokens.shape[1]), count - 1)  # no place beyond the last
-        positions = caches[0].length + jnp.broadcast_to(places, tokens.shape)
+        last = count[:, None] - 1
+        places = jnp.minimum(jnp.arange(tokens.shape[1]), last)  # no place beyond the last
+        positions = caches[0].length[:, None] + places
         x = self.stem(tokens, positions)
         extended: list[KVCache] = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, longer = block(x, positions, cache)
             assert longer is not None
             extended.append(longer._replace(length=cache.length + count))
-        last = jax.lax.dynamic_slice_in_dim(x, count - 1, 1, axis=1)
-        return self.tail(last, self.stem.embed)[:, 0], tuple(extended)
+        x = jnp.take_along_axis(x, last[..., None], axis=1)
+        return self.tail(x, self.stem.embed)[:, 0], tuple(extended)

@@ -15,20 +15,22 @@ RANGE: dict[CacheElement, tuple[float, float]] = {"fp8": (-448.0, 448.0), "int8"
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one layer's first `length` positions; the rest is room."""
+    """Keys and values of one layer; each sequence fills its first `length` positions."""
 
     k: Float[Array, "B S k h"]
     v: Float[Array, "B S k h"]
-    length: Int[Array, ""]
+    length: Int[Array, " B"]
 
 
 def append(cache: KVCache, k: Float[Array, "B T k h"], v: Float[Array, "B T k h"]) -> KVCache:
-    """Write k and v behind the cache's filled positions."""
-    start = (0, cache.length, 0, 0)
+    """Write k and v behind the filled positions."""
+
+    @jax.vmap
+    def put(room: Float[Array, "S k h"], x: Float[Array, "T k h"], start: Int[Array, ""]):
+        return jax.lax.dynamic_update_slice(room, x.astype(room.dtype), (start, 0, 0))
+
     return KVCache(
-        jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), start),
-        jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), start),
-        cache.length + k.shape[1],
+        put(cache.k, k, cache.length), put(cache.v, v, cache.length), cache.length + k.shape[1]
     )
 
 

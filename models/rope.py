@@ -33,13 +33,14 @@ class RopeScaling:
 
 def turning(
     size: int, theta: float, scaling: RopeScaling | None, positions: Int[Array, "B T"]
-) -> Float[Array, " pairs"]:
-    """The frequencies for a sequence that reaches the largest of these positions."""
+) -> Float[Array, "*rows pairs"]:
+    """The frequencies for sequences that reach the largest of these positions."""
     f = frequencies(size, theta, scaling)
     if scaling is None or scaling.kind != "longrope":
         return f
     longer = jnp.asarray(plain(size, theta) / np.array(scaling.long, np.float32))
-    return jnp.where(positions.max() >= scaling.original_context, longer, f)
+    reached = positions.max(-1)[:, None, None, None]
+    return jnp.where(reached >= scaling.original_context, longer, f)
 
 
 def plain(size: int, theta: float) -> Float[np.ndarray, " pairs"]:
@@ -70,11 +71,11 @@ def stretch(f: Float[np.ndarray, " pairs"], scaling: RopeScaling) -> Float[np.nd
 def rotate(
     x: Float[Array, "B T n h"],
     positions: Int[Array, "B T"],
-    f: Float[Array, " pairs"],
+    f: Float[Array, "*rows pairs"],
     stretch: float = 1.0,
 ) -> Float[Array, "B T n h"]:
     """Rotate channel pairs (c, c + p) of x's first 2 p channels by positions × f, in float32."""
     angles = positions[:, :, None, None] * f  # (B, T, 1, p)
     cos, sin = jnp.cos(angles) * stretch, jnp.sin(angles) * stretch
-    a, b, rest = jnp.split(x.astype(jnp.float32), [f.size, 2 * f.size], axis=-1)
+    a, b, rest = jnp.split(x.astype(jnp.float32), [f.shape[-1], 2 * f.shape[-1]], axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)

@@ -5,13 +5,16 @@ texts that spell special tokens mean them; bos goes in front where the model's t
 unless it is there already; a context and its continuation are encoded together and then parted;
 what is too long loses its beginning. It differs from that backend in that
 1. log-probabilities are in float32 whatever the weights are in;
-2. prompts are continued one at a time, each with a random key of its own;
+2. each prompt is continued with a random key of its own, whichever others go beside it;
 3. a setting of generation that planish does not have is refused.
 """
 
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -25,8 +28,8 @@ from experiments import progress
 from experiments.checkpoints.loading import load_model
 from experiments.checkpoints.sources import Source, require_predictions
 from experiments.errors import UserError
-from experiments.evaluation.scoring import Request, score
-from experiments.generation import Sampling, generate
+from experiments.evaluation.scoring import Request, padded, score
+from experiments.generation import Sampling, generate_together
 from models.decoder import Decoder
 
 NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # change nothing
@@ -128,34 +131,79 @@ class PlanishLM(TemplateLM):
             self._decoder = load_model(self.source)
         keys = jax.random.split(jax.random.key(self.seed), len(requests))
         answers = [""] * len(requests)
+        wanted = [self._wanted(request.args[1]) for request in requests]
+        prompts = [
+            self.tok_encode(request.args[0])[-(self.max_length - each.most) :]
+            for request, each in zip(requests, wanted, strict=True)
+        ]
         with progress.steps("generate", len(requests)) as step:
-            # The longest first: what is left to do takes less than what is done.
-            for n in sorted(range(len(requests)), key=lambda n: -len(requests[n].args[0])):
-                answers[n] = self._answer(*requests[n].args, key=keys[n])
-                step("")
+            for rows in self._together(prompts, wanted):
+                found = self._answers(
+                    [prompts[n] for n in rows], wanted[rows[0]], keys[np.array(rows)]
+                )
+                for n, answer in zip(rows, found, strict=True):
+                    answers[n] = answer
+                    step("")
         return answers
 
-    def _answer(self, prompt: str, settings: dict[str, Any], *, key: jax.Array) -> str:
-        """What follows the prompt up to the first of the task's stops, which is left out."""
+    def _wanted(self, settings: dict[str, Any]) -> "Wanted":
+        """Raises UserError for what planish does not do."""
         wanted: dict[str, Any] = dict(normalize_gen_kwargs(settings, MAX_TOKENS))
         end = self.text.decode([self.eot_token_id], special=True)
         stops = handle_stop_sequences(wanted.pop("until"), eos=end)
         count, sampling = wanted.pop("max_gen_toks"), sampling_of(wanted)
-        if (room := self.max_length - count) < 1:
+        if count >= self.max_length:
             raise UserError(
                 f"A task asks for {count} tokens at most, and the model's context of "
                 f"{self.max_length} leaves no room for its prompt: leave that task out."
             )
+        return Wanted(tuple(stops), count, sampling)
+
+    def _together(self, prompts: list[list[int]], wanted: list["Wanted"]) -> Iterator[list[int]]:
+        """Which prompts are continued at once: those that want the same, of about one length, as
+        many as have places for `batch` tokens.
+        """
+        # The longest first: what is left to do takes less than what is done.
+        order = sorted(range(len(prompts)), key=lambda n: (str(wanted[n]), -len(prompts[n])))
+        for each, group in itertools.groupby(order, key=lambda n: wanted[n]):
+            left = list(group)
+            while left:
+                longest = padded(len(prompts[left[0]]) + each.most, self.max_length)
+                rows = max(1, self.batch // longest)
+                yield left[:rows]
+                del left[:rows]
+
+    def _answers(self, prompts: list[list[int]], wanted: "Wanted", keys: jax.Array) -> list[str]:
+        """What follows each prompt up to the first of the task's stops, which is left out."""
         assert self._decoder is not None
-        ids: list[int] = []
-        for token in generate(
-            self._decoder, self.tok_encode(prompt)[-room:], max_tokens=count,
-            stops=self.text.stops, sampling=sampling, key=key,
-        ):  # fmt: skip
-            ids.append(token)
-            if any(stop in self.text.decode(ids) for stop in stops):
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_ = set(range(len(prompts)))
+        steps = generate_together(
+            self._decoder, prompts, max_tokens=wanted.most, sampling=wanted.sampling, keys=keys
+        )
+        for tokens in steps:
+            for n in sorted(open_):
+                if int(tokens[n]) in self.text.stops:
+                    open_.remove(n)
+                    continue
+                answers[n].append(int(tokens[n]))
+                text = self.text.decode(answers[n])
+                if any(stop in text for stop in wanted.stops):
+                    open_.remove(n)
+            if not open_:
                 break
-        return postprocess_generated_text(self.text.decode(ids), stops, None)
+        return [
+            postprocess_generated_text(self.text.decode(ids), list(wanted.stops), None)
+            for ids in answers
+        ]
+
+
+class Wanted(NamedTuple):
+    """How a task wants its answers."""
+
+    stops: tuple[str, ...]
+    most: int  # tokens of an answer
+    sampling: Sampling
 
 
 def sampling_of(wanted: dict[str, Any]) -> Sampling:

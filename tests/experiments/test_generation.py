@@ -8,7 +8,7 @@ from experiments.checkpoints.planish import CheckpointWriter
 from experiments.checkpoints.sources import open_source
 from experiments.errors import UserError
 from experiments.generate import continue_text, encode_prompt
-from experiments.generation import Sampling, choose, generate
+from experiments.generation import Sampling, choose, generate, generate_together
 from experiments.recipes import Recipe
 from experiments.streaming import Walk, compress_model
 from tests.algorithms.integers import rtn
@@ -40,6 +40,17 @@ def test_greedy_is_the_argmax_of_the_whole_forward_pass(model):
     for _ in range(6):
         tokens.append(int(jnp.argmax(model(jnp.asarray(tokens)[None])[0, -1])))
     assert run(model) == tokens[len(PROMPT) :]
+
+
+def test_prompts_of_any_length_are_continued_together(model):
+    prompts, hot = [PROMPT, [7], list(range(1, 40)), PROMPT], Sampling(temperature=1.5)
+    keys = jax.random.split(jax.random.key(3), len(prompts))
+    for sampling in (GREEDY, hot):
+        steps = generate_together(model, prompts, max_tokens=6, sampling=sampling, keys=keys)
+        together = np.stack(list(steps), axis=1).tolist()
+        for prompt, key, found in zip(prompts, keys, together, strict=True):
+            alone = generate(model, prompt, max_tokens=6, stops=(), sampling=sampling, key=key)
+            assert found == list(alone)
 
 
 def test_a_stop_token_ends_the_text_and_is_left_out(model):
