@@ -2,6 +2,7 @@
 # make test         all tests
 # make lint         ruff, mypy, import contracts
 # make test-peers   the oracles, live, in environments of their own
+# make test-aot     the kernels, compiled for an H200 without one
 # make bench        speed against the peers, and memory against depth
 # Each from nothing.
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint test-peers bench clean
+.PHONY: quickstart test lint test-peers test-aot bench clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m experiments.quickstart
@@ -67,8 +68,19 @@ test-peers: $(INSTALLED) $(PEERS) $(LAYOUTS) $(LLAMACPP)
 	PLANISH_LLAMACPP_PYTHON=$(CURDIR)/.venv-llamacpp/bin/python \
 	  $(BIN)/python -m pytest tests/peers
 
+# Kernels, compiled for an H200 on a machine that has no GPU: 1 GB of NVIDIA's packages.
+AOT := .venv-aot/.installed
+$(AOT): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  'jax[cuda13-local]' nvidia-cuda-nvcc==13.0.88 absl-py jaxtyping beartype pytest
+	@touch $@
+
+test-aot: $(AOT)
+	JAX_PLATFORMS=cpu .venv-aot/bin/python -m pytest -m aot tests/kernels
+
 bench: $(INSTALLED) $(PEERS)
 	$(BIN)/python -m experiments.benchmark peers_python=$(CURDIR)/.venv-peers/bin/python
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-llamacpp .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-peers .venv-llamacpp .venv-aot .mypy_cache .ruff_cache .pytest_cache

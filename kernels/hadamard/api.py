@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from kernels import dispatch
 from kernels.hadamard import matrices, reference, xla
 
 IMPLEMENTATIONS = {"reference": reference.hadamard, "xla": xla.hadamard}
@@ -14,14 +15,10 @@ def hadamard(
     """x H / √n over the last axis, or x Hᵀ / √n, its inverse; H = `hadamard_matrix(n)`.
 
     Computed in float32 or x's wider type, then cast to x's. Linear, so it differentiates as it is.
-    "auto" is "xla" until a faster implementation has been measured. Raises ValueError for integers,
-    for an n that has no matrix here, and for an unknown implementation.
+    implementation: see `kernels.dispatch`. Raises ValueError for integers, for an n that has no
+    matrix here, and for an implementation that cannot run.
     """
-    chosen = "xla" if implementation == "auto" else implementation
-    if chosen not in IMPLEMENTATIONS:
-        known = ", ".join(["auto", *IMPLEMENTATIONS])
-        raise ValueError(f"implementation={implementation!r} is not one of {known}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x.dtype={x.dtype} must be a floating type: cast x first.")
     matrices.factor(x.shape[-1])  # or ValueError
-    return IMPLEMENTATIONS[chosen](x, inverse)
+    return dispatch.run("hadamard", IMPLEMENTATIONS, implementation, x, inverse)

@@ -2,6 +2,7 @@
 
 from jaxtyping import Array, Float, Float16, UInt8
 
+from kernels import dispatch
 from kernels.packing import packed_width
 from kernels.wna16_matmul import reference, xla
 
@@ -20,8 +21,8 @@ def wna16_matmul(
     """x Wᵀ in x's dtype, with W[o, i] = scale (code - zero) and i/g consecutive columns per group.
 
     `packed` is `kernels.packing.pack(codes, bits)`; `zero=None` stands for 2^(bits-1) everywhere.
-    "auto" is "xla" until a faster implementation has been measured. Raises ValueError for shapes
-    that do not fit and for unknown implementations.
+    implementation: see `kernels.dispatch`. Raises ValueError for shapes that do not fit and for an
+    implementation that cannot run.
     """
     i, groups = x.shape[-1], scale.shape[-1]
     if not 2 <= bits <= 8:
@@ -30,8 +31,5 @@ def wna16_matmul(
         raise ValueError(f"x.shape={x.shape} needs {packed_width(i, bits)} bytes, {packed.shape=}.")
     if i % groups:
         raise ValueError(f"{groups} groups must divide the input dimension of x, {x.shape=}.")
-    chosen = "xla" if implementation == "auto" else implementation
-    if chosen not in IMPLEMENTATIONS:
-        known = ", ".join(["auto", *IMPLEMENTATIONS])
-        raise ValueError(f"implementation={implementation!r} is not one of {known}.")
-    return IMPLEMENTATIONS[chosen](x, packed, scale, zero, bits=bits)
+    arrays = (x, packed, scale, zero)
+    return dispatch.run("wna16_matmul", IMPLEMENTATIONS, implementation, *arrays, bits=bits)
