@@ -28,18 +28,19 @@ from models.block import Flow
 from models.config import DecoderConfig
 from models.decoder import build_block, sites
 
-# Copies of a dense tensor, as float32, while it is read: the file's own, dequantized, placed; and
-# while it is cast and checked to be written. Measured: 312 and 200 MB for an embedding of 113 MB.
+# Copies of a dense tensor, as float32, while it is read: the file's own, dequantized, placed. And
+# while it is cast to be written, to half as much: where the source gives views of its files, only
+# what it becomes. Measured: 312 MB for an embedding of 113 MB; 0.5 and 0 copies of one of 2.1 GB.
 READING = 2.75
-WRITING = 1.75
+WRITING = {False: 1.5, True: 0.5}
 # Calls whose intermediates are held at once: a CPU begins calls before earlier ones have ended.
 # Measured: 170 to 250 MB while the losses are computed, of which one call needs 53.
 CALLS = 4
-# Arrays below LARGE bytes, once freed, stay with the process (memory.keep_freed) and fit few
-# later ones. The most that the walk held of them costs KEPT times as much, and until the end.
-# Measured with 8, 32 and 128 windows: 1.6 to 2.1. 0 where freed memory is given back.
+# Arrays below LARGE bytes, once freed, stay with the process until a block is done
+# (`experiments.memory`) and fit few later ones. The most that the walk held of them costs KEPT
+# times as much. Measured with 8, 32 and 128 windows: 1.8 to 2.0. 0 where it is given back at once.
 LARGE = 1 << 25
-KEPT = 2.1
+KEPT = 1.85
 # Operations of products that could run while one byte is moved to or from memory: 25 GB/s where
 # products run at 2e11, fitted to the solves of GPTQ, which are half of each.
 BYTE = 8.0
@@ -86,7 +87,6 @@ class _Phase(NamedTuple):
     parts: dict[str, Work]  # over the whole model
     equations: int  # of all programs: each is compiled once
     memory: int  # bytes held at the fullest moment
-    kept: int  # bytes that the process has afterwards, used or not
 
 
 type Windows = tuple[int, int]  # how many, and tokens of each
@@ -100,11 +100,13 @@ def estimate(
     heldout: Windows,
     walk: Walk,
     evaluation_chunk: int,
+    views: bool,
     rate: float | int,
     base: int,
 ) -> Estimate:
     """Of compressing by `recipe` and evaluating the result; of evaluating alone where it is None.
 
+    views: whether the source gives views of its files (`Source.views`).
     rate: floating-point operations per second of products. base: bytes of the process before any
     work (`hardware.process_memory`). Raises ValueError for weights that the method cannot take.
     """
@@ -112,13 +114,10 @@ def estimate(
     kinds = {} if recipe is None else kinds_of(config, recipe)
     phases: dict[str, _Phase] = {}
     if recipe is not None:
-        phases["compress"] = _compress(config, recipe, kinds, calibration, walk)
+        phases["compress"] = _compress(config, recipe, kinds, calibration, walk, views)
     commonest = max(kinds, key=lambda kind: kinds[kind], default=())
     phases["evaluate"] = _evaluate(config, commonest, heldout, evaluation_chunk)
-    memory, kept = {}, 0
-    for name, phase in phases.items():
-        memory[name] = base + kept + phase.memory
-        kept += phase.kept
+    memory = {name: base + phase.memory for name, phase in phases.items()}
     operations = {k: w.operations for p in phases.values() for k, w in p.parts.items()}
     seconds = {"start": STARTING}
     for name, phase in phases.items():
@@ -144,13 +143,15 @@ def _compress(
     kinds: Mapping[Kind, int],
     calibration: Windows | None,
     walk: Walk,
+    views: bool,
 ) -> _Phase:
     windows, context = (calibration or (0, 0)) if recipe.needs_data(config) else (0, 0)
     chunk = min(walk.chunk, windows)
     copies = windows / chunk if windows else 0.0
     embed = 4 * config.vocabulary * config.hidden
     typical = programs.typical(config)
-    resident = _arrays(_block(config, typical)[1], 2)  # the next block is read ahead
+    # The next block is read ahead: out of files that are mapped, into the system's own memory.
+    resident = _arrays(_block(config, typical)[1], 1 if views else 2)
     entry = programs.flow_shapes(config, chunk, context)
     # Beside the walk's own: a scaling's look ahead; what the original model has, on the way and at
     # the end of a block that is learned, and before and after scaling.
@@ -181,12 +182,12 @@ def _compress(
             parts[part] = parts.get(part, Work()) + found.times(count)
             equations += found.equations
         parts["solve"] = parts["solve"] + _learning(dict(kind), forward, chunk).times(count)
-    moments.append(resident + _arrays(flow, copies) + [Held(WRITING, embed)])
+    moments.append(resident + _arrays(flow, copies) + [Held(WRITING[views], embed)])
     if not windows:
         parts.pop("statistics", None)
     kept = KEPT * max(map(_small, moments)) if jax.default_backend() == "cpu" else 0.0
     most = max(*map(_total, moments), kept)
-    return _Phase(parts, equations, int(most), int(kept))
+    return _Phase(parts, equations, int(most))
 
 
 def _stages(config: DecoderConfig, layer: int, chunk: int, context: int) -> list[tuple[Work, Flow]]:
@@ -249,7 +250,7 @@ def _group(
             one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stats)
         seen = work(functools.partial(programs.observe, method=group.method), one, flow.activation)
     solved = _solve(config, group)
-    pieces = _arrays(w, 2)  # each reader's own, and all as one matrix
+    pieces = _arrays(w)  # as it was; as one matrix of all readers it takes the block's place
     passing = Held(1, max(seen.temporaries, solved.temporaries))
     return seen, solved, [*_arrays(stats), *pieces, passing]
 
@@ -314,7 +315,7 @@ def _evaluate(config: DecoderConfig, kind: Kind, heldout: Windows, chunk: int) -
     )
     steps = windows / chunk
     total = block.times(config.layers * steps) + losses.times(steps)
-    return _Phase({"evaluate": total}, total.equations, int(memory), 0)
+    return _Phase({"evaluate": total}, total.equations, int(memory))
 
 
 def _arrays(tree: Any, copies: float | int = 1) -> list[Held]:

@@ -17,7 +17,7 @@ from experiments.errors import UserError
 from experiments.estimate import Estimate, estimate
 
 CGROUP = Path("/sys/fs/cgroup")
-PROCESS = 880_000_000
+PROCESS = 650_000_000
 # (limit, usage, statistics) of a container: cgroup v2, then v1.
 CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
@@ -77,9 +77,8 @@ def _reclaimable(statistics: Path) -> int:
 def process_memory() -> int:
     """Bytes of a run's process beside the arrays it holds; none of them on an accelerator.
 
-    Measured: 300 MB of interpreter and libraries, 180 MB that opening a GGUF file and its tokenizer
-    leaves, 100 MB of the mapped file, 170 MB of compiled programs and their compiler, 130 MB of
-    heap that is free but kept.
+    Measured: 300 MB of interpreter and libraries, 210 MB that opening a model and its tokenizer
+    leaves, 140 MB of compiled programs and their compiler.
     """
     return PROCESS if jax.default_backend() == "cpu" else 0
 

@@ -77,6 +77,7 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     machine = hardware.Hardware(**plain["hardware"])
     heldout, chunk, passes = _evaluated(evaluation, windows, source, plain)
     settings: dict[str, Any] = dict(
+        views=source.views,
         calibration=windows.calibration.shape if windows is not None and compressing else None,
         heldout=heldout,
         walk=walk,

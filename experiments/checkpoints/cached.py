@@ -31,6 +31,7 @@ class CachedSource(Source):
 
     def __init__(self, source: Source, element: CacheElement):
         self._source, self.location, self.stored_as = source, source.location, source.stored_as
+        self.views = source.views
         self.config = dataclasses.replace(source.config, cache=element)
 
     def names(self) -> frozenset[str]:

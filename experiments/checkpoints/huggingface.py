@@ -43,6 +43,7 @@ class HuggingFaceFolder(Source):
         self._places = {n: self.family.places(self.config, n) for n in shapes(self.config)}
         self._quantized = QuantizedLayers(self._raw, self._entries, self._places, folder)
         self.stored_as = self._quantized.method
+        self.views = self.stored_as is None
         dense = (places for n, places in self._places.items() if n not in self._quantized)
         for place in itertools.chain(*dense):
             entry = self._entry(place.name)

@@ -44,6 +44,7 @@ class Source(abc.ABC):
     config: DecoderConfig
     location: str  # where it lies, for messages and records
     stored_as: str | None = None  # the format of layers that somebody quantized
+    views: bool = False  # whether dense tensors come as views of its files
 
     @abc.abstractmethod
     def names(self) -> frozenset[str]:

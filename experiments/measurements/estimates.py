@@ -40,7 +40,9 @@ def estimates(
         record = run(command, folder / f"estimates-{n}", overrides)
         seconds = time.perf_counter() - start
         rate = 2 / (1 / before + 1 / hardware.product_rate(MEASURING))
-        rows.append(row(name, of_record(record, source.config, rate), record, seconds))
+        rows.append(
+            row(name, of_record(record, source.config, rate, source.views), record, seconds)
+        )
     return rows
 
 
@@ -48,11 +50,13 @@ def of_record(
     record: dict[str, Any],
     config: DecoderConfig,
     rate: float,
+    views: bool,
     calibration: tuple[int, int] | None = None,
 ) -> Estimate:
     """The estimate that would have been made before a recorded run.
 
-    config: of its model, or of one with more blocks. calibration: in place of the run's own.
+    config: of its model, or of one with more blocks. views: of its source. calibration: in place
+    of the run's own.
     """
     settings, data = record["config"], record["data"]
     compressing = record["command"] == "compress"
@@ -63,6 +67,7 @@ def of_record(
         heldout=tuple(data["heldout"]),
         walk=Walk(**settings["walk"]) if compressing else Walk(),
         evaluation_chunk=settings["evaluation"]["chunk"],
+        views=views,
         rate=rate,
         base=hardware.process_memory(),
     )

@@ -126,7 +126,7 @@ def row(record: dict[str, Any], few: DecoderConfig, whole: DecoderConfig) -> dic
         "statistics": _statistics(few, recipe) if calibrated else 0,
         "activations": 4 * tokens * (few.hidden + widest),
     }
-    found = of_record(record, whole, hardware.product_rate(MEASURING), CALIBRATION)
+    found = of_record(record, whole, hardware.product_rate(MEASURING), True, CALIBRATION)
     return {
         "blocks": few.layers,
         "held": held,

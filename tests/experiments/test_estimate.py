@@ -44,6 +44,7 @@ def settings(**changed):
         "heldout": (20, 512),
         "walk": streaming.Walk(),
         "evaluation_chunk": 2,
+        "views": False,
         "rate": 1e11,
         "base": 0,
     } | changed
