@@ -258,12 +258,14 @@ def _memory_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def _scale_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     header = ["shapes", "blocks", "recipe", "a block, GB", "its statistics", "activations", "peak"]
-    header += ["of twice a block", "and statistics", "export's Δ loss"]
+    header += ["of twice a block", "and statistics", "at start", "of twice a block, without"]
+    header += ["and statistics", "export's Δ loss"]
     header += ["whole model: peak, GB", "hours", "disk, GB"]
     rows = []
     for row in results:
-        held, whole = row["held"], row["whole"]
+        held, whole, start = row["held"], row["whole"], row["memory_at_start"]
         peak, twice = row["peak_memory"], 2 * held["block"] + held["activations"]
+        solving = twice + 2 * held["statistics"]
         rows.append(
             [
                 row["model"].replace("_", " "),
@@ -271,8 +273,9 @@ def _scale_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
                 " ".join(part.partition("=")[2] for part in row["recipe"]),
                 *(f"{held[part] / 1e9:.2f}" for part in ("block", "statistics", "activations")),
                 f"{peak / 1e9:.2f}",
-                f"{peak / twice:.2f}",
-                f"{peak / (twice + 2 * held['statistics']):.2f}",
+                *(f"{peak / least:.2f}" for least in (twice, solving)),
+                f"{start / 1e9:.2f}",
+                *(f"{(peak - start) / least:.2f}" for least in (twice, solving)),
                 f"{row['loss_of_export'] - row['loss']:+.1e}",
                 f"{max(whole['memory'].values()) / 1e9:.1f}",
                 f"{sum(whole['seconds'].values()) / 3600:.1f}",

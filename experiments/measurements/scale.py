@@ -130,6 +130,7 @@ def row(record: dict[str, Any], few: DecoderConfig, whole: DecoderConfig) -> dic
     return {
         "blocks": few.layers,
         "held": held,
+        "memory_at_start": record["memory_at_start"],
         "peak_memory": record["peak_memory"],
         "seconds": record["seconds"],
         "estimated_memory": record["estimate"]["memory"],
