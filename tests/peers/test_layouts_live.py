@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from algorithms import formats
 from experiments.checkpoints import huggingface
+from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.gguf_writer import GGUFWriter
 from experiments.checkpoints.layouts.awq import AWQ
 from experiments.checkpoints.layouts.base import Layout
@@ -135,9 +136,11 @@ def test_transformers_loads_our_layers(layouts: str, tmp_path: Path) -> None:
 
 def write_folder(folder: Path, raw: dict, tensors: dict, layout: Layout | None) -> None:
     """A Hugging Face folder, its compressed layers in a layout."""
+    config = huggingface.read_config(raw, folder)
     arrays, schemes = {}, {"lm_head": None}
     for name, x in tensors.items():
-        module = huggingface.stored_name(name).removesuffix(".weight")
+        (place,) = FAMILIES[config.family].places(config, name)
+        module = place.name.removesuffix(".weight")
         if layout is None or isinstance(x, np.ndarray):
             arrays[f"{module}.weight"] = x
         else:
