@@ -47,7 +47,7 @@ def perplexity_against_size(records: Sequence[Record], path: Path) -> Path:
             _level(axes, reference)
         axes.margins(x=0.25, y=0.15)
         axes.legend()
-        return _save(figure, path, records_digest(records))
+        return save(figure, path, records_digest(records))
 
 
 def pareto(records: Sequence[Record], path: Path, peers: Sequence[Point] = ()) -> Path:
@@ -88,7 +88,7 @@ def pareto(records: Sequence[Record], path: Path, peers: Sequence[Point] = ()) -
                 f"{above} more above {SHOWN:g} times the float model", fontsize=8, loc="left"
             )
         figure.legend(fontsize=7, ncols=2, loc="outside lower center", frameon=False)
-        return _save(figure, path, records_digest(records, peers))
+        return save(figure, path, records_digest(records, peers))
 
 
 def front(records: Sequence[Record]) -> list[Record]:
@@ -135,7 +135,7 @@ def _figure(xlabel: str, width: float = 7.0, height: float = 4.2) -> tuple[Figur
     return figure, axes
 
 
-def _save(figure: Figure, path: Path, digest: str) -> Path:
+def save(figure: Figure, path: Path, digest: str) -> Path:
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata={DIGEST: digest})
     partial.replace(path)

@@ -12,6 +12,7 @@ A document names what it shows between markers, and the text between them is rep
     published=A,B     what sources report of the methods of these pages, side by side
     map=WHAT          taxonomy, timeline or comparison of all pages, or the peers
     benchmark=NAME    the benchmark of that name
+    kernels=NAME      what `python -m kernels.bench` recorded of an operation
 
 With --check nothing is written, and it fails where a document or a picture is not what the records
 say, a page's facts are not valid or the bibliography is incomplete.
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import plots, records, task_scores
+from experiments import kernel_report, plots, records, task_scores
 from experiments.configuration import did_you_mean
 from experiments.entry import guarded
 from experiments.errors import UserError
@@ -41,6 +42,7 @@ from experiments.recipes import steps
 from experiments.report import (
     Record,
     bits_per_weight,
+    grid,
     loss_differences,
     markdown,
     speed_markdown,
@@ -48,6 +50,7 @@ from experiments.report import (
 
 RESULTS = Path("papers", "results")
 FIGURES = Path("papers", "figures")
+KERNELS = Path("kernels")
 PICTURED = ["float", "algorithm=rtn", "algorithm=rtn algorithm.format.bits=3"]
 PICTURED += ["algorithm=gptq", "algorithm=gptq algorithm.format.bits=3"]
 MARKED = re.compile(
@@ -70,10 +73,12 @@ class Survey:
         self.pages: dict[str, Page] = pages.read_pages(root / "papers")
         self.peers = read_peers(root / "papers")
         self.find: Find = finder(self.records.values())
+        self.devices = kernel_report.read(root / KERNELS / "results")
 
     def documents(self) -> list[Path]:
         """Every Markdown file that may hold markers."""
-        return [self.root / "README.md", *sorted((self.root / "papers").glob("*.md"))]
+        pages = sorted((self.root / "papers").glob("*.md"))
+        return [self.root / "README.md", self.root / KERNELS / "README.md", *pages]
 
     def embedded(self) -> list[Record]:
         """The float model, and all compressions of it on the same windows."""
@@ -106,6 +111,10 @@ class Survey:
             fresh = self.render(text, path.name)
             if fresh != text:
                 yield path, fresh
+        measured = self.root / KERNELS / "measured.py"
+        fresh = kernel_report.measured_source(measured.read_text(), self.devices)
+        if fresh != measured.read_text():
+            yield measured, fresh
 
     def pictures(self) -> Iterator[Picture]:
         """Everything drawn from the records."""
@@ -117,6 +126,8 @@ class Survey:
         )
         yield self._front(figures / "pareto.png", activations=False)
         yield self._front(figures / "pareto_activations.png", activations=True)
+        for found in kernel_report.pictures(self.devices, self.root / KERNELS / "figures"):
+            yield Picture(*found)
 
     def _front(self, path: Path, activations: bool) -> Picture:
         """All that compress weights alone, or all that round activations too."""
@@ -227,6 +238,10 @@ def _benchmark(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     return speed_markdown(survey.records[f"benchmark-{what}"], what)
 
 
+def _kernels(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    return f"{grid(kernel_report.table(wanted['kernels'], survey.devices))}\n"
+
+
 KINDS: dict[str, Callable[[Survey, Mapping[str, str], str], str]] = {
     "recipe": _recipe,
     "runs": _runs,
@@ -234,6 +249,7 @@ KINDS: dict[str, Callable[[Survey, Mapping[str, str], str], str]] = {
     "published": _published,
     "map": _map,
     "benchmark": _benchmark,
+    "kernels": _kernels,
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 type Arrays = tuple[Any, ...]  # or of None, where an argument is left out
@@ -40,6 +41,30 @@ class Workload(NamedTuple):
 def shapes(workload: Workload) -> Arrays:
     """The arguments' shapes and types alone."""
     return jax.eval_shape(lambda: workload.arguments(jax.random.key(0)))
+
+
+def widened(arguments: Arrays) -> Arrays:
+    """The same numbers with floats as float64; codes and the small floats of scales stay as they
+    are. Under `jax.enable_x64`.
+    """
+    wide = (jnp.float32, jnp.bfloat16, jnp.float16)
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype in wide else x, arguments)
+
+
+def distance(found: Any, exact: Any) -> float:
+    """‖found - exact‖ / ‖exact‖ over all arrays of a result, where they are finite; infinite where
+    other values are not.
+    """
+    off = norm = 0.0
+    for ours, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        ours, other = (x.astype(jnp.float64) for x in (ours, other))
+        finite = jnp.isfinite(other)
+        same = (ours == other) | (jnp.isnan(ours) & jnp.isnan(other))
+        if not bool((jnp.isfinite(ours) == finite).all() & (same | finite).all()):
+            return float("inf")
+        off += float(jnp.sum(jnp.where(finite, ours - other, 0.0) ** 2))
+        norm += float(jnp.sum(jnp.where(finite, other, 0.0) ** 2))
+    return (off / norm if norm else off) ** 0.5
 
 
 type Workloads = Mapping[str, Workload]

@@ -40,6 +40,9 @@ def rendered(tmp_path_factory):
                                   survey_page.read_text(), flags=re.DOTALL))  # fmt: skip
     (root / "papers" / "references.bib").write_text(cited(pages.read_pages(root / "papers")))
     (root / "README.md").write_text(README)
+    (root / "kernels").mkdir()
+    (root / "kernels" / "README.md").write_text("# kernels\n")
+    shutil.copy(records.ROOT / "kernels" / "measured.py", root / "kernels")
     (root / survey.RESULTS).mkdir()
     (root / survey.FIGURES).mkdir()
     for name, record in synthetic.everything().items():
@@ -222,6 +225,9 @@ def test_a_marker_that_names_nothing_is_refused(rendered, options, sentence):
 def test_the_command_renders_and_checks(root, monkeypatch):
     monkeypatch.setattr(survey, "Survey", lambda: Survey(root))
     (root / "README.md").write_text(README)
+    (root / "kernels").mkdir()
+    (root / "kernels" / "README.md").write_text("# kernels\n")
+    shutil.copy(records.ROOT / "kernels" / "measured.py", root / "kernels")
     (root / survey.FIGURES / "pareto.png").unlink()
     monkeypatch.setattr("sys.argv", ["survey", "--check"])
     with pytest.raises(SystemExit):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from kernels import aot, dispatch
-from kernels.workload import Workload, shapes
+from kernels import workload as workloads
+from kernels.workload import Workload, shapes, widened
 
 KEY = 7
 
@@ -131,25 +132,9 @@ def in_float64(workload: Workload, arguments):
         return jax.jit(lambda *a: workload.run(*a, implementation="reference"))(*widened(arguments))
 
 
-def widened(arguments):
-    """Floats as float64; scales and codes that have a meaning of their own stay as they are."""
-    wide = (jnp.float32, jnp.bfloat16, jnp.float16)
-    return jax.tree.map(
-        lambda x: jnp.asarray(np.asarray(x).astype(np.float64)) if x.dtype in wide else x,
-        arguments,
-    )
-
-
 def distance(found, exact) -> float:
-    """‖found - exact‖ / ‖exact‖ over what is finite; infinite where other values are not."""
-    found, exact = np.asarray(found, np.float64), np.asarray(exact, np.float64)
-    finite = np.isfinite(exact)
-    same = (found == exact) | (np.isnan(found) & np.isnan(exact))
-    if not (np.isfinite(found) == finite).all() or not same[~finite].all():
-        return float("inf")
-    norm = np.linalg.norm(exact[finite])
-    off = np.linalg.norm((found - exact)[finite])
-    return float(off) if norm == 0 else float(off / norm)
+    with jax.enable_x64(True):
+        return workloads.distance(jnp.asarray(found), jnp.asarray(exact))
 
 
 def require_gpu() -> None:
