@@ -225,9 +225,6 @@ def test_a_marker_that_names_nothing_is_refused(rendered, options, sentence):
 def test_the_command_renders_and_checks(root, monkeypatch):
     monkeypatch.setattr(survey, "Survey", lambda: Survey(root))
     (root / "README.md").write_text(README)
-    (root / "kernels").mkdir()
-    (root / "kernels" / "README.md").write_text("# kernels\n")
-    shutil.copy(records.ROOT / "kernels" / "measured.py", root / "kernels")
     (root / survey.FIGURES / "pareto.png").unlink()
     monkeypatch.setattr("sys.argv", ["survey", "--check"])
     with pytest.raises(SystemExit):
