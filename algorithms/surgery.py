@@ -70,6 +70,15 @@ def release_weight(linear: LinearLayer) -> None:
     linear.kernel.set_value(jax.ShapeDtypeStruct(kernel.shape, kernel.dtype))
 
 
+def release(module: nnx.Module) -> None:
+    """Let go of everything in a module that has done its work: modules are in cycles, and so are
+    there until the collector comes by, long after the next one has been loaded.
+    """
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Variable):
+            node.set_value(None)
+
+
 def set_weight(
     linear: LinearLayer, w: Float[Array, "*e o i"], dtype: DTypeLike | None = None
 ) -> None:

@@ -31,10 +31,7 @@ def keep_freed() -> None:
 
 
 def give_back() -> None:
-    """Give memory back to the system: that of freed arrays, and that of modules, which are in
-    cycles and so outlive their last use.
-    """
-    gc.collect()
+    """Give the memory of freed arrays back to the system."""
     with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps, and can trim, a heap
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -59,6 +56,7 @@ def _let_go(x: np.ndarray) -> None:
 
 def reset_peak() -> None:
     """Start a new peak where the system can (Linux); elsewhere it stays the process's own."""
+    gc.collect()
     give_back()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

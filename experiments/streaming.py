@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from algorithms import kv_cache
+from algorithms import kv_cache, surgery
 from algorithms.blockwise import BlockwiseMethod, learn_block
 from algorithms.tensors import CompressedTensor
 from algorithms.walk import (
@@ -98,6 +98,7 @@ def compress_model(
         for layer in range(held):
             if state.chunks:
                 _replay_layer(state, next(blocks), layer)
+                memory.give_back()
             reports.append(known[layer])
             step("kept")
         for layer in range(held, source.config.layers):
@@ -144,6 +145,7 @@ def _replay_layer(state: _State, block: Block, layer: int) -> None:
         for name, tensor in found.items() if isinstance(tensor, CompressedTensor)
     }  # fmt: skip
     replay_block(block, compressed, state.chunks, sequential=state.walk.sequential)
+    surgery.release(block)
 
 
 def _through(block: Block, chunks: list[Flow]) -> None:
@@ -160,6 +162,7 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
     methods = state.recipe.block(state.source.config, layer)
     original = _originals(state, block)
     clock = Clock()
+    before: Original | None = None
     try:
         scales = _fit_cache(state, block)
         changed = _transform(state, block, layer)
@@ -170,14 +173,17 @@ def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> Layer
         if any(isinstance(m, BlockwiseMethod) for m in methods.values()):
             result = _learn(state, block, methods, key)
         else:
+            if original is not None:
+                before = Original(kv_cache.exact(block), original)
             result = compress_block(
                 block, state.chunks, methods.__getitem__,  # type: ignore[arg-type]
-                sequential=state.walk.sequential, key=key,
-                original=None if original is None else Original(kv_cache.exact(block), original),
+                sequential=state.walk.sequential, key=key, original=before,
             )  # fmt: skip
     except ValueError as error:
         raise UserError(f"Block {layer}: {error}") from error
     start = time.perf_counter()
+    for done in (block, *([] if before is None else [before.block])):
+        surgery.release(done)
     state.writer.write(f"blocks.{layer}", _tensors(state, layer, result, changed))
     own = clock.seconds if state.recipe.transform is not None else {}
     seconds = {"read": read, **own, **_by_phase(result), "write": time.perf_counter() - start}

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from algorithms import surgery
 from algorithms.walk import unpack_layers
 from experiments import memory
 from experiments.checkpoints.loading import load_blocks, load_stem
@@ -29,7 +30,8 @@ def activations(
         for n, x in enumerate(found):
             found[n] = _run_block(graph, state, x, _positions(x.shape[1]))
         jax.block_until_ready(found)
-        del block, graph, state  # before the next one is built
+        del graph, state
+        surgery.release(block)
         memory.give_back()
         step("")
     return found
