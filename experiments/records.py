@@ -19,6 +19,7 @@ import psutil
 from experiments import memory
 from experiments.errors import UserError
 from experiments.files import write_whole
+from kernels import dispatch
 
 SCHEMA = 2
 FILE = "record.json"
@@ -68,7 +69,7 @@ class Recorder:
         """The whole record."""
         peak = memory.peak()
         costs = {"seconds": self.seconds, "elsewhere": self.elsewhere, "peak_memory": peak}
-        return {**self.fields, **fields, **costs}
+        return {**self.fields, "kernels": dispatch.choices(), **fields, **costs}
 
 
 def write(record: Mapping[str, Any], folder: Path) -> Path:
