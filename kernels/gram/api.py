@@ -1,11 +1,37 @@
 """The public function: checks shapes, chooses an implementation."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels import dispatch
-from kernels.gram import reference, xla
+from kernels.gram import mosaic, reference, xla
 
-IMPLEMENTATIONS = {"reference": reference.gram, "xla": xla.gram}
+
+def _product(x, g):
+    """x (g + gᵀ), what a cotangent g of xᵀ x is to x."""
+    g = (g + g.T).astype(x.dtype)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.matmul(x, g, preferred_element_type=wide).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _mosaic(x, interpret):
+    return mosaic.gram(x, interpret=interpret)
+
+
+_mosaic.defvjp(
+    lambda x, interpret: (mosaic.gram(x, interpret=interpret), x),
+    lambda interpret, x, g: (_product(x, g),),
+)
+
+IMPLEMENTATIONS = {
+    "reference": reference.gram,
+    "xla": xla.gram,
+    "mosaic": lambda x, *, interpret=False: _mosaic(x, interpret),
+}
 
 
 def gram(x: Float[Array, "n i"], *, implementation: str = "auto") -> Float[Array, "i i"]:
@@ -13,4 +39,23 @@ def gram(x: Float[Array, "n i"], *, implementation: str = "auto") -> Float[Array
 
     implementation: see `kernels.dispatch`. Raises ValueError if it cannot run.
     """
-    return dispatch.run("gram", IMPLEMENTATIONS, implementation, x)
+    n, i = x.shape
+    return dispatch.run(
+        "gram", IMPLEMENTATIONS, implementation, x, lacks=_lacks(x),
+        bucket=bucket(n, i, x.dtype),
+    )  # fmt: skip
+
+
+def bucket(n: int, i: int, dtype) -> str:
+    """The class of shapes, in `kernels.measured`: full tiles of x's columns, and enough rows."""
+    rows = next((f"n<{most}" for most in (512, 2048, 8192) if n < most), "n>=8192")
+    return f"{rows}, i={i}, {jnp.dtype(dtype).name}"
+
+
+def _lacks(x) -> str | None:
+    n, i = x.shape
+    if x.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes x in bfloat16 or float16, and x.dtype={x.dtype}"
+    if n == 0 or i == 0 or i % 8:
+        return f"takes i in multiples of 8, and x.shape={x.shape}"
+    return None

@@ -13,3 +13,10 @@ def what_is_here(request):
         pytest.skip(reason)
     if request.node.get_closest_marker("gpu"):
         suite.require_gpu()
+
+
+@pytest.fixture(autouse=True)
+def no_races(capsys):
+    """Mosaic's interpreter prints what it finds, and goes on."""
+    yield
+    assert "RACE DETECTED" not in capsys.readouterr().out

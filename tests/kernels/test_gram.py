@@ -3,9 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.gram import IMPLEMENTATIONS, gram
+from kernels import aot
+from kernels.gram import gram
+from kernels.gram.mosaic import _bands, _tile
+from kernels.gram.shapes import WORKLOADS
 from kernels.workload import Cost, Workload
-from tests.kernels.suite import Suite
+from tests.kernels.suite import DifferentiableKernelSuite
+
+IMPLEMENTATIONS = ("reference", "xla")  # that run anywhere
 
 
 def workload(n, i, dtype="float32", tolerance=1e-6):
@@ -15,12 +20,20 @@ def workload(n, i, dtype="float32", tolerance=1e-6):
     return Workload(arguments, gram, Cost(0, 0), tolerance=tolerance)
 
 
-class TestGram(Suite):
+class TestGram(DifferentiableKernelSuite):
     everywhere = {
         **{f"{n}x{i}": workload(n, i)
            for n, i in [(1, 1), (1, 3), (7, 1), (5, 2), (64, 37), (33, 128)]},
-        "bfloat16": workload(100, 24, "bfloat16"),
+        "bfloat16": workload(100, 24, "bfloat16", 4e-3),
     }  # fmt: skip
+    small = {
+        "one tile": workload(64, 128, "bfloat16", 4e-3),
+        "a part of one": workload(72, 104, "bfloat16", 4e-3),
+        "on and above the diagonal": workload(130, 256, "bfloat16", 4e-3),
+        "a cut-off band, float16": workload(40, 328, "float16", 4e-3),
+    }
+    real = WORKLOADS
+    by = (0,)
 
     @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
     def test_it_is_exactly_symmetric(self, implementation):
@@ -48,6 +61,44 @@ class TestGram(Suite):
         x = jnp.ones((4, 6)).at[1, 2].set(jnp.nan)
         found = gram(x, implementation=implementation)
         assert jnp.isnan(found[2]).all() and jnp.isnan(found[:, 2]).all()
+
+
+    def test_the_kernel_is_exactly_symmetric_and_accumulates_in_float32(self):
+        x = jax.random.normal(jax.random.key(0), (70, 200), jnp.bfloat16)
+        found = gram(x, implementation="interpret")
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, found.T)
+
+    @pytest.mark.parametrize("pairs", range(1, 8))
+    def test_the_kernel_takes_every_tile_of_the_triangle_once(self, pairs):
+        indices = jnp.arange(pairs * (4 * pairs + 2), dtype=jnp.int32)
+        a, b = jax.jit(jax.vmap(lambda index: _tile(index, pairs)))(indices)
+        expected = [(a, b) for a in range(2 * pairs) for b in range(2 * a, 4 * pairs)]
+        assert sorted(zip(a.tolist(), b.tolist(), strict=True)) == expected
+
+    @pytest.mark.parametrize("i, pairs", [(8, 1), (512, 1), (520, 2), (14336, 28)])
+    def test_bands_cover_the_matrix(self, i, pairs):
+        assert _bands(i) == pairs
+
+    @pytest.mark.aot
+    def test_its_gradient_holds_no_second_matrix_beside_the_symmetric_one(self):
+        def gradient(x, g):
+            return jax.vjp(lambda x: gram(x, implementation="mosaic"), x)[1](g)[0]
+
+        x, g = jax.ShapeDtypeStruct((4096, 1024), "bfloat16"), jax.ShapeDtypeStruct((1024, 1024), "float32")
+        assert aot.compile(gradient, x, g).temporary <= 2 * 1024**2 + 4096 * 1024 * 4
+
+
+@pytest.mark.parametrize(
+    "x, reason",
+    [
+        (jnp.ones((16, 16)), r"takes x in bfloat16 or float16, and x.dtype=float32"),
+        (jnp.ones((16, 12), jnp.bfloat16), r"takes i in multiples of 8, and x.shape=\(16, 12\)"),
+    ],
+)
+def test_what_the_kernel_cannot_take_is_refused_with_the_reason(x, reason):
+    with pytest.raises(ValueError, match=f"implementation='interpret' of gram {reason}"):
+        gram(x, implementation="interpret")
 
 
 def test_an_unknown_implementation_is_refused():
