@@ -57,9 +57,7 @@ def _body(x, out, chunk, flipped):
         grid=(-(-n // STEP),),
         memory_registers=40,
         in_specs=[
-            plgpu.BlockSpec(
-                (STEP, width), lambda k: (k, 0), transforms=_tiled(64), delay_release=1
-            )
+            plgpu.BlockSpec((STEP, width), lambda k: (k, 0), transforms=_tiled(64), delay_release=1)
             for width in (ROWS, COLUMNS)
         ],
         wg_axis="wg",

@@ -62,7 +62,6 @@ class TestGram(DifferentiableKernelSuite):
         found = gram(x, implementation=implementation)
         assert jnp.isnan(found[2]).all() and jnp.isnan(found[:, 2]).all()
 
-
     def test_the_kernel_is_exactly_symmetric_and_accumulates_in_float32(self):
         x = jax.random.normal(jax.random.key(0), (70, 200), jnp.bfloat16)
         found = gram(x, implementation="interpret")
@@ -85,7 +84,8 @@ class TestGram(DifferentiableKernelSuite):
         def gradient(x, g):
             return jax.vjp(lambda x: gram(x, implementation="mosaic"), x)[1](g)[0]
 
-        x, g = jax.ShapeDtypeStruct((4096, 1024), "bfloat16"), jax.ShapeDtypeStruct((1024, 1024), "float32")
+        x = jax.ShapeDtypeStruct((4096, 1024), "bfloat16")
+        g = jax.ShapeDtypeStruct((1024, 1024), "float32")
         assert aot.compile(gradient, x, g).temporary <= 2 * 1024**2 + 4096 * 1024 * 4
 
 
