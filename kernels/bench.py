@@ -32,8 +32,8 @@ from kernels.workload import Arrays, Cost, Workload, Workloads, distance, widene
 RESULTS = Path(__file__).parent / "results"
 CACHED = 120_000_000  # bytes: more than any cache of the device keeps
 ROUNDS = 20
-BUDGET = 6.0  # seconds for one form on one shape, beside its compilation
-LONGEST = 1.0  # seconds at the device's rates that one run may take: longer ones are left out
+BUDGET = 10.0  # seconds for all forms on one shape, beside their compilation
+LONGEST = 0.5  # seconds at the device's rates that one run may take: longer ones are left out
 EXACT = 2e12  # operations up to which a result is compared with one in float64, on an accelerator
 SQUARE = {"cpu": 1024, "cuda": 8192}  # of the products whose rate is measured
 
@@ -149,16 +149,25 @@ def error(workload: Workload, form: Form) -> float | None:
 def _time(todo: Sequence[Form]) -> list[float]:
     """Seconds of each form, the median over rounds in which they take turns."""
     clocks = [_clock(form) for form in todo]
-    first = [clock() for clock in clocks]  # compiled
-    first = [clock() for clock in clocks]
-    rounds = max(3, min(ROUNDS, int(BUDGET * len(todo) / max(sum(first), 1e-9))))
-    samples = [[clock() for clock in clocks] for _ in range(rounds)]
-    return [statistics.median(of_one) for of_one in zip(*samples, strict=True)]
+    for clock in clocks:
+        clock.timed(clock.sets)  # compiled
+    once = sum(clock.timed(clock.sets) for clock in clocks)
+    rounds = max(3, min(ROUNDS, int(BUDGET / max(once, 1e-9))))
+    samples = [[clock.timed(clock.sets) for clock in clocks] for _ in range(rounds)]
+    middle = map(statistics.median, zip(*samples, strict=True))
+    return [seconds / len(clock.sets) for seconds, clock in zip(middle, clocks, strict=True)]
 
 
-def _clock(form: Form) -> Callable[[], float]:
-    """A call that takes the time of one run. So that no cache serves it, one program runs on as
-    many sets of arguments as no cache holds; none is zeros, which some devices multiply faster.
+class Clock(NamedTuple):
+    """A program that runs a form on several sets of arguments, and what takes its time."""
+
+    timed: Callable[[list[Arrays]], float]
+    sets: list[Arrays]
+
+
+def _clock(form: Form) -> Clock:
+    """So that no cache serves a run, there are as many sets of arguments as no cache holds; none is
+    zeros, which some devices multiply faster.
     """
     shapes = jax.tree.leaves(jax.eval_shape(form.arguments, jax.random.key(0)))
     size = sum(x.size * x.dtype.itemsize for x in shapes)
@@ -166,8 +175,7 @@ def _clock(form: Form) -> Callable[[], float]:
     make = jax.jit(form.arguments)
     sets = [make(key) for key in jax.random.split(jax.random.key(0), copies)]
     program = jax.jit(lambda sets: [form.run(*arguments) for arguments in sets])
-    timed = _device_time(program) or _wall_time(program)
-    return lambda: timed(sets) / copies
+    return Clock(_device_time(program) or _wall_time(program), sets)
 
 
 def _device_time(program: Callable[..., Any]) -> Callable[..., float] | None:
