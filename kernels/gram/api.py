@@ -1,6 +1,8 @@
 """The public function: checks shapes, chooses an implementation."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +24,25 @@ def _mosaic(x, interpret):
     return mosaic.gram(x, interpret=interpret)
 
 
-_mosaic.defvjp(
-    lambda x, interpret: (mosaic.gram(x, interpret=interpret), x),
-    lambda interpret, x, g: (_product(x, g),),
-)
+def _forward(x, interpret):
+    return mosaic.gram(x, interpret=interpret), x
 
-IMPLEMENTATIONS = {
+
+def _backward(interpret, x, g):
+    return (_product(x, g),)
+
+
+_mosaic.defvjp(_forward, _backward)
+
+
+def _kernel(x, *, interpret):
+    return _mosaic(x, interpret)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "reference": reference.gram,
     "xla": xla.gram,
-    "mosaic": lambda x, *, interpret=False: _mosaic(x, interpret),
+    "mosaic": _kernel,
 }
 
 

@@ -45,7 +45,7 @@ def _bands(i: int) -> int:
 
 
 def _tiled(columns: int):
-    return (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))
+    return (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
 
 
 def _body(x, out, chunk, flipped):
