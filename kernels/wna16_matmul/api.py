@@ -2,7 +2,7 @@
 
 import math
 
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from kernels import dispatch
 from kernels.packing import packed_width
@@ -19,7 +19,7 @@ IMPLEMENTATIONS = {
 def wna16_matmul(
     x: Float[Array, "*m i"],
     packed: UInt8[Array, "o b"],
-    scale: Float[Array, "o g"],
+    scale: Shaped[Array, "o g"],  # floats; jaxtyping does not count E8M0 among them
     zero: UInt8[Array, "o g"] | Float[Array, "o g"] | None,
     divisor: Float[Array, ""] | None = None,
     *,
@@ -37,7 +37,7 @@ def wna16_matmul(
     `divisor=None` for 1. Differentiable but by `packed`. implementation: see `kernels.dispatch`.
     Raises ValueError for shapes that do not fit and for an implementation that cannot run.
     """
-    (*m, i), groups = x.shape, scale.shape[-1]
+    (*m, i), (o, groups) = x.shape, scale.shape
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}.")
     if not 2 <= bits <= 8:
@@ -53,16 +53,14 @@ def wna16_matmul(
     x = x.reshape(math.prod(m), i)
     y = dispatch.run(
         "wna16_matmul", IMPLEMENTATIONS, implementation, x, packed, scale, zero, divisor,
-        lacks=plan.lacks(x, scale, bits, kind), bucket=bucket(x.shape[0], scale, bits, kind, i),
+        lacks=plan.lacks(x, scale, bits, kind), bucket=bucket(len(x), i, o, i // groups, bits, kind),
         bits=bits, kind=kind,
     )  # fmt: skip
     return y.reshape(*m, -1)
 
 
-def bucket(m: int, scale: Array, bits: int, kind: str, i: int) -> str:
+def bucket(m: int, i: int, o: int, group: int, bits: int, kind: str) -> str:
     """The class of shapes whose speed is alike."""
-    rows = next((most for most in (1, 16, 64, 128) if m <= most), None)
-    return (
-        f"{f'M<={rows}' if rows else 'M>128'}, K={i}, N={scale.shape[0]}, {kind}{bits}, "
-        f"groups of {i // scale.shape[1]}"
-    )
+    most = next((most for most in (1, 16, 64, 128) if m <= most), None)
+    rows = "M>128" if most is None else f"M<={most}"
+    return f"{rows}, K={i}, N={o}, {kind}{bits}, groups of {group}"

@@ -147,7 +147,7 @@ def _decoded(refs: Refs, words, rows, group, p: Plan, interpret: bool):
     w = codes.decode_words(words, p.kind, p.order, interpret)
     if refs.zero is not None:
         w -= beside(refs.zero, lambda z: z.astype(jnp.float32) - 2.0 ** (p.order.bits - 1))
-    return w * beside(refs.scale, _as_float) if p.scaled_first else w
+    return w * beside(refs.scale, as_float) if p.scaled_first else w
 
 
 def _in_memory(operand, w):
@@ -170,10 +170,10 @@ def _multiply_add(refs: Refs, total, w, xt, rows, group, p: Plan):
     scale = plgpu.load(
         refs.scale.at[rows, group], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False
     )
-    return total + found * lax.broadcast_in_dim(_as_float(scale), total.shape, (0,))
+    return total + found * lax.broadcast_in_dim(as_float(scale), total.shape, (0,))
 
 
-def _as_float(scale):
+def as_float(scale):
     """A stored scale in float32. E8M0 is given by its bits."""
     if scale.dtype == jnp.float8_e4m3fn:
         scale = scale.astype(jnp.float16)  # the one type that it is cast to

@@ -68,7 +68,7 @@ def arguments(key, form: Form, m, i, o, dtype="bfloat16"):
 def workload(form: Form, m: int, i: int, o: int) -> Workload:
     run = functools.partial(wna16_matmul, bits=form.bits, kind=form.kind)
     make = functools.partial(arguments, form=form, m=m, i=i, o=o)
-    x, packed, scale, zero, divisor = jax.eval_shape(lambda: make(jax.random.key(0)))
+    x, packed, scale, zero, _ = jax.eval_shape(lambda: make(jax.random.key(0)))
     read = sum(a.size * a.dtype.itemsize for a in (x, packed, scale, zero) if a is not None)
 
     def dense(key):
@@ -79,7 +79,7 @@ def workload(form: Form, m: int, i: int, o: int) -> Workload:
     rows = m + -m % 8
     return Workload(
         make, run, Cost(read + 2 * m * o, 2 * m * i * o),
-        bucket=bucket(m, scale, form.bits, form.kind, i),
+        bucket=bucket(m, i, o, form.group, form.bits, form.kind),
         plain=jnp.matmul, plain_arguments=lambda key: tuple(dense(key)),
         temporary=8 * rows * o * 4 + 2 * rows * i,  # parts of sums in float32, and x in its order
     )  # fmt: skip
