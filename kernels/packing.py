@@ -43,6 +43,19 @@ def unpack(packed: UInt8[Array, "*r b"], bits: int, columns: int) -> UInt8[Array
     *rows, width = packed.shape
     if width != packed_width(columns, bits):
         raise ValueError(f"{columns} codes of bits={bits} do not fill packed.shape={packed.shape}.")
+    return jnp.stack(planes(packed, bits), -1).reshape(*rows, -1)[..., :columns]
+
+
+def codes_together(bits: int) -> int:
+    """The fewest codes that fill whole bytes."""
+    return _word(bits)[0]
+
+
+def planes(packed: UInt8[Array, "*r b"], bits: int) -> list[UInt8[Array, "*r n"]]:
+    """The first of every `codes_together(bits)` codes of each row, the second, and so on, padding
+    included: what arithmetic on whole arrays reads out of them.
+    """
+    *rows, _ = packed.shape
     count, size = _word(bits)
     words = packed.reshape(*rows, -1, size)
     codes = []
@@ -52,4 +65,4 @@ def unpack(packed: UInt8[Array, "*r b"], bits: int, columns: int) -> UInt8[Array
         if shift + bits > 8:
             code |= words[..., byte + 1] << (8 - shift)
         codes.append(code & (2**bits - 1))
-    return jnp.stack(codes, -1).reshape(*rows, -1)[..., :columns]
+    return codes

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from algorithms import minifloat
-from algorithms.elements import Element, Integer
+from algorithms.elements import Element, Integer, NormalFloat, SmallFloat
 from algorithms.tensors.base import CompressedTensor, spans
 from kernels import packing
 from kernels.wna16_matmul import wna16_matmul
@@ -24,6 +24,15 @@ def load_scale(stored: Array, divisor: Array | None) -> Float[Array, "R G"]:
     else:
         scale = stored.astype(jnp.float64 if stored.dtype == jnp.float64 else jnp.float32)
     return scale if divisor is None else scale / divisor
+
+
+def _kind(element: Element) -> str | None:
+    """What `wna16_matmul` calls it, if it has it."""
+    if isinstance(element, Integer):
+        return "int"
+    if isinstance(element, NormalFloat):
+        return "nf4"
+    return "fp4" if element == SmallFloat(name="e2m1") else None
 
 
 @functools.partial(
@@ -117,10 +126,13 @@ class QuantizedTensor(CompressedTensor):
         return w.reshape(o, -1)[:, :i].astype(dtype or scale.dtype)
 
     def matmul(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
-        integers = isinstance(self.element, Integer) and self.scale.dtype.itemsize > 1
-        if not integers or self.block[0] != 1 or self.divisor is not None:
+        kind = _kind(self.element)
+        whole = self.block[0] == 1 and self.columns % self.block[1] == 0
+        if kind is None or not whole:
             return super().matmul(x)
-        return wna16_matmul(x, self.packed, self.scale, self.zero, bits=self.bits)
+        return wna16_matmul(
+            x, self.packed, self.scale, self.zero, self.divisor, bits=self.bits, kind=kind
+        )
 
     def split(self, rows: Sequence[int]) -> "list[QuantizedTensor]":
         return [self._rows(s.start, s.stop) for s in spans(rows)]
