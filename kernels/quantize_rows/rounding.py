@@ -32,8 +32,9 @@ def largest(y):
 def add(x, residual):
     """x + residual as x's type has it, in float32 or x's wider type."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    y = x.astype(wide) if residual is None else x.astype(wide) + residual.astype(wide)
-    return round_to(y, x.dtype)
+    if residual is None:
+        return x.astype(wide)
+    return round_to(x.astype(wide) + residual.astype(wide), x.dtype)
 
 
 def round_to(y, dtype):

@@ -19,21 +19,20 @@ def quantize_rows(x, residual, rms_weight, *, rms_epsilon, hadamard, dtype):
     if rms_weight is not None:
         factor = lax.rsqrt(jnp.mean(y**2, -1, keepdims=True) + rms_epsilon)
         y = y * rms_weight.astype(y.dtype)
-    if hadamard:
-        normed = rms_weight is not None
-        y = _rotate(y, hadamard, x.dtype == jnp.bfloat16, normed) * hadamard**-0.5
-    codes, scale = quantize(y * factor, dtype)
+    if hadamard and x.dtype == jnp.bfloat16:
+        high = (total if rms_weight is None else round_to(y, x.dtype)).astype(x.dtype)
+        parts = [high] if rms_weight is None else [high, (y - round_to(y, x.dtype)).astype(x.dtype)]
+        y = functools.reduce(jnp.add, [_rotate(part, hadamard, y.dtype) for part in parts])
+    elif hadamard:
+        y = _rotate(y, hadamard, y.dtype)
+    codes, scale = quantize(y * (factor * (hadamard or 1) ** -0.5), dtype)
     return codes, scale, None if residual is None else total.astype(x.dtype)
 
 
-def _rotate(y, block, from_bfloat16, normed):
+def _rotate(y, block, dtype):
+    """Times the ±1 matrix, which is exact in every type."""
     blocks = y.reshape(-1, block)
-    if not from_bfloat16:
-        return jnp.matmul(blocks, signs(block, y.dtype), precision="highest").reshape(y.shape)
-    high = round_to(blocks, jnp.bfloat16)
-    parts = [high, blocks - high] if normed else [high]
-    h = signs(block, jnp.bfloat16)
-    products = [
-        jnp.matmul(part.astype(h.dtype), h, preferred_element_type=y.dtype) for part in parts
-    ]
-    return functools.reduce(jnp.add, products).reshape(y.shape)
+    found = jnp.matmul(
+        blocks, signs(block, y.dtype), precision="highest", preferred_element_type=dtype
+    )
+    return found.reshape(y.shape)
