@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.errors import UserError
 from experiments.evaluation.scoring import padded
 from models.decoder import Decoder
-from models.layers import KVCache
+from models.layers import empty_cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,10 @@ def generate_together(
         _require_room(len(prompt), max_tokens, model.config.context)
     graph, state = nnx.split(model)
     longest, context = max(map(len, prompts)), model.config.context
-    caches = empty_caches(model, len(prompts), padded(longest + max_tokens, context))
+    room = padded(longest + max_tokens, context)
+    caches = tuple(  # buffers of its own for each layer: they are donated
+        empty_cache(model.config, len(prompts), room) for _ in range(model.config.layers)
+    )
     tokens = np.zeros((len(prompts), padded(longest, context)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
@@ -93,16 +96,6 @@ def _require_room(length: int, max_tokens: int, context: int) -> None:
             f"The prompt's {length} tokens and max_tokens={max_tokens} exceed the model's "
             f"context of {context}: shorten one of them."
         )
-
-
-def empty_caches(model: Decoder, rows: int, room: int) -> tuple[KVCache, ...]:
-    """Caches for sequences of up to `room` positions."""
-    c = model.config
-    shape = (rows, room, c.kv_heads, c.head_size)
-    return tuple(
-        KVCache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(rows, jnp.int32))
-        for _ in range(c.layers)
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampling"), donate_argnames="caches")

@@ -1,32 +1,41 @@
 """The parts of a decoder's block. B windows, T tokens, S places of a cache, D hidden, n heads, k
 key-value heads, h head size."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
+from kernels.decode_attention import decode_attention
 from models import attention, rope
 from models.config import Activation, CacheElement, DecoderConfig, Layer
 
+STORED = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
 RANGE: dict[CacheElement, tuple[float, float]] = {"fp8": (-448.0, 448.0), "int8": (-128.0, 127.0)}
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one layer; each sequence fills its first `length` positions."""
+    """Keys and values of one layer, or their codes: each sequence has its first `length` places."""
 
-    k: Float[Array, "B S k h"]
-    v: Float[Array, "B S k h"]
+    k: Shaped[Array, "B S k h"]
+    v: Shaped[Array, "B S k h"]
     length: Int[Array, " B"]
 
 
-def append(cache: KVCache, k: Float[Array, "B T k h"], v: Float[Array, "B T k h"]) -> KVCache:
+def empty_cache(config: DecoderConfig, rows: int, room: int) -> KVCache:
+    """Of one layer, for sequences of up to `room` places."""
+    stored = jnp.float32 if config.cache is None else STORED[config.cache]
+    nothing = jnp.zeros((rows, room, config.kv_heads, config.head_size), stored)
+    return KVCache(nothing, jnp.zeros_like(nothing), jnp.zeros(rows, jnp.int32))
+
+
+def append(cache: KVCache, k: Shaped[Array, "B T k h"], v: Shaped[Array, "B T k h"]) -> KVCache:
     """Write k and v behind the filled positions."""
 
     @jax.vmap
-    def put(room: Float[Array, "S k h"], x: Float[Array, "T k h"], start: Int[Array, ""]):
+    def put(room: Shaped[Array, "S k h"], x: Shaped[Array, "T k h"], start: Int[Array, ""]):
         return jax.lax.dynamic_update_slice(room, x.astype(room.dtype), (start, 0, 0))
 
     return KVCache(
@@ -37,13 +46,23 @@ def append(cache: KVCache, k: Float[Array, "B T k h"], v: Float[Array, "B T k h"
 def rounded(
     x: Float[Array, "B T k h"], scale: Float[Array, "1"], element: CacheElement
 ) -> Float[Array, "B T k h"]:
-    """Keys or values as a cache of such elements keeps them, `scale` times each; as they are where
-    the scale is 0.
+    """Keys or values as they come out of a cache of such elements; as they are where the scale is
+    0.
     """
-    step = jnp.where(scale > 0, scale, 1)
-    y = jnp.clip(x.astype(jnp.float32) / step, *RANGE[element])
-    y = y.astype(jnp.float8_e4m3fn).astype(y.dtype) if element == "fp8" else jnp.round(y)
-    return jnp.where(scale > 0, (y * step).astype(x.dtype), x)
+    y = decoded(encoded(x, scale, element), jnp.where(scale > 0, scale, 1))
+    return jnp.where(scale > 0, y.astype(x.dtype), x)
+
+
+def encoded(
+    x: Float[Array, "B T k h"], scale: Float[Array, "1"], element: CacheElement
+) -> Shaped[Array, "B T k h"]:
+    """Keys or values as a cache of such elements keeps them."""
+    y = jnp.clip(x.astype(jnp.float32) / jnp.where(scale > 0, scale, 1), *RANGE[element])
+    return (y if element == "fp8" else jnp.round(y)).astype(STORED[element])
+
+
+def decoded(codes: Shaped[Array, "B S k h"], scale: Float[Array, "1"]) -> Float[Array, "B S k h"]:
+    return codes.astype(jnp.float32) * scale
 
 
 def norm(config: DecoderConfig, *, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
@@ -92,22 +111,39 @@ class Attention(nnx.Module):
     def mix(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: KVCache | None
     ) -> tuple[Float[Array, "B T i"], KVCache | None]:
-        """Everything but the output projection; a cache is read, extended and returned."""
+        """Everything but the output projection; a cache is read, extended and returned. One of
+        codes needs scales that were fitted.
+        """
         q, k, v = self.projected(x, positions)
-        if self.cache is not None:
-            k = rounded(k, self.k_scale[...], self.cache)
-            v = rounded(v, self.v_scale[...], self.cache)
         window, scale, cap = self.layer.window, self.scale, self.cap
         if not self.causal:
             y = attention.everywhere(q, k, v, scale=scale)
         elif cache is None:
+            if self.cache is not None:
+                k = rounded(k, self.k_scale[...], self.cache)
+                v = rounded(v, self.v_scale[...], self.cache)
             y = attention.causal(q, k, v, window=window, scale=scale, cap=cap)
         else:
-            cache = append(cache, k, v)
-            y = attention.cached(
-                q, cache.k, cache.v, positions, window=window, scale=scale, cap=cap
-            )
+            cache, scales = self._extended(cache, k, v)
+            if q.shape[1] == 1:
+                y = decode_attention(
+                    q[:, 0], cache.k, cache.v, positions[:, 0] + 1, **scales,
+                    kind=self.cache or "float", window=window, scale=scale, cap=cap,
+                )  # fmt: skip
+            else:
+                k, v = cache.k, cache.v
+                if scales:
+                    k, v = (decoded(x, s) for x, s in zip((k, v), scales.values(), strict=True))
+                y = attention.cached(q, k, v, positions, window=window, scale=scale, cap=cap)
         return y.reshape(*x.shape[:2], self.heads * self.head_size), cache
+
+    def _extended(self, cache: KVCache, k, v) -> tuple[KVCache, dict[str, Any]]:
+        """The cache with more keys and values, and the scales of its codes."""
+        if self.cache is None:
+            return append(cache, k, v), {}
+        scales = {"k_scale": self.k_scale[...], "v_scale": self.v_scale[...]}
+        codes = (encoded(x, s, self.cache) for x, s in zip((k, v), scales.values(), strict=True))
+        return append(cache, *codes), scales
 
     def projected(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]

@@ -1,8 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from algorithms import kv_cache
 from experiments.checkpoints.loading import load_model
 from experiments.checkpoints.planish import CheckpointWriter
 from experiments.checkpoints.sources import open_source
@@ -11,6 +15,9 @@ from experiments.generate import continue_text, encode_prompt
 from experiments.generation import Sampling, choose, generate, generate_together
 from experiments.recipes import Recipe
 from experiments.streaming import Walk, compress_model
+from models.block import Flow
+from models.decoder import Decoder
+from models.layers import empty_cache
 from tests.algorithms.integers import rtn
 from tests.experiments import tiny
 
@@ -51,6 +58,26 @@ def test_prompts_of_any_length_are_continued_together(model):
         for prompt, key, found in zip(prompts, keys, together, strict=True):
             alone = generate(model, prompt, max_tokens=6, stops=(), sampling=sampling, key=key)
             assert found == list(alone)
+
+
+@pytest.mark.parametrize("element", ["fp8", "int8"])
+def test_a_rounded_cache_holds_codes_and_changes_nothing(model, element):
+    """What is generated over codes is the argmax of the whole pass, which rounds to them."""
+    rounding = nnx.clone(model)
+    config = dataclasses.replace(model.config, cache=element)
+    tokens = jnp.asarray([PROMPT])
+    fresh = Decoder(config, rngs=nnx.Rngs(0))
+    nnx.update(fresh, nnx.state(rounding))
+    positions = jnp.arange(tokens.shape[1])[None]
+    x = fresh.stem(tokens, positions)
+    for block in fresh.blocks:
+        kv_cache.fit(block, [Flow(x, block.attention_norm(x), positions)])
+        x, _ = block(x, positions)
+    assert empty_cache(config, 1, 8).k.dtype.itemsize == 1
+    found = list(PROMPT)
+    for _ in range(6):
+        found.append(int(jnp.argmax(fresh(jnp.asarray(found)[None])[0, -1])))
+    assert run(fresh) == found[len(PROMPT) :]
 
 
 def test_a_stop_token_ends_the_text_and_is_left_out(model):
