@@ -1,6 +1,8 @@
 """The public function: checks shapes, chooses an implementation."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxtyping import Array, Float, Shaped, UInt8
 
@@ -9,7 +11,7 @@ from kernels.packing import packed_width
 from kernels.wna16_matmul import mosaic, plan, reference, xla
 from kernels.wna16_matmul.codes import KINDS
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "reference": reference.wna16_matmul,
     "xla": xla.wna16_matmul,
     "mosaic": mosaic.wna16_matmul,
@@ -53,7 +55,8 @@ def wna16_matmul(
     x = x.reshape(math.prod(m), i)
     y = dispatch.run(
         "wna16_matmul", IMPLEMENTATIONS, implementation, x, packed, scale, zero, divisor,
-        lacks=plan.lacks(x, scale, bits, kind), bucket=bucket(len(x), i, o, i // groups, bits, kind),
+        lacks=plan.lacks(x, scale, bits, kind),
+        bucket=bucket(len(x), i, o, i // groups, bits, kind),
         bits=bits, kind=kind,
     )  # fmt: skip
     return y.reshape(*m, -1)

@@ -87,7 +87,9 @@ def _bytes(word, interpret):
     pairs = [word & jnp.uint32(0x00FF00FF), word >> jnp.uint32(8) & jnp.uint32(0x00FF00FF)]
     magic, first = jnp.uint32(0x43004300), jnp.uint32(0x00800080)
     rest = [pair & jnp.uint32(0x007F007F) | magic for pair in pairs]  # 128 + rest
-    less = [(pair ^ first) & first | magic for pair in pairs]  # 128 where the first bit is 1, or 256
+    less = [
+        (pair ^ first) & first | magic for pair in pairs
+    ]  # 128 where the first bit is 1, or 256
     return registers.operand(rest, interpret) - registers.operand(less, interpret)
 
 

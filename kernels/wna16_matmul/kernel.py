@@ -47,12 +47,12 @@ def multiply(x, words, scale, zero, p: Plan, interpret: bool):
                 return carry + unit.end - unit.first
 
         @pl.when(wg == WARPGROUPS)
-        def _():
+        def load():
             plgpu.set_max_registers(40, action="decrease")
             for_each_unit(lambda unit, done: _load(refs, unit, done, p))
 
         @pl.when(wg < WARPGROUPS)
-        def _():
+        def compute():
             plgpu.set_max_registers(232, action="increase")
             for_each_unit(lambda unit, done: _compute(refs, unit, done, wg, p, interpret))
 
@@ -193,5 +193,6 @@ def _buffers(shape: tuple[int, ...], dtype, swizzled: bool = True):
         return plgpu.SMEM(shape, dtype)
     size = jnp.dtype(dtype).itemsize
     swizzle = next(swizzle for swizzle in (128, 64, 32) if shape[-1] * size % swizzle == 0)
-    tiling = plgpu.TilingTransform((8, swizzle // size))
-    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
+    tiling = plgpu.TilingTransform((8, swizzle // size))  # type: ignore[abstract]
+    swizzling = plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, swizzling))

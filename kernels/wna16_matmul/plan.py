@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 def lacks(x, scale, bits: int, kind: str) -> str | None:
     """Why the kernel cannot take these, in words that follow the operation's name."""
-    m, i, o, groups = *x.shape, *scale.shape
+    (m, i), (o, groups) = x.shape, scale.shape
     size = i // groups
     if x.dtype != jnp.bfloat16:
         return f"takes x in bfloat16, and x.dtype={x.dtype}"
@@ -82,6 +82,7 @@ def _splits(tiles: int, steps: int) -> int:
     """Into how many parts columns are split: the slowest SM has the least to do, if to begin a tile
     and to end it takes as long as two steps.
     """
+
     def slowest(splits):
         return -(-tiles * splits // SMS) * (-(-steps // splits) + 2)
 

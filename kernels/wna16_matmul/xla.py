@@ -38,21 +38,23 @@ def _product(x, packed, scale, zero, divisor, bits, kind):
     wide = jnp.float64 if scale.dtype == jnp.float64 else jnp.float32
     wide = x.dtype if plain else wide
     w = _numbers(codes, zero, bits, kind, wide) * _steps(scale, divisor, wide)
-    # Two axes: XLA's CPU product of a batched x is far slower.
-    return x @ w.reshape(o, i).astype(x.dtype).T
+    w = w.reshape(o, i).astype(x.dtype)
+    # One product, but in their last bits a CPU's differ; records of each were made with its own.
+    return jnp.einsum("mi,oi->mo", x, w) if plain else x @ w.T
 
 
 def _sums(x, packed, scale, zero, divisor, bits, kind):
     """Row by row, x and W multiplied and summed, in float32."""
     (m, i), (o, groups) = x.shape, scale.shape
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    count, steps = packing.codes_together(bits), _steps(scale, divisor, wide)
+    count, steps = packing.codes_together(bits), _steps(scale, None, wide)
     planes = [plane[:, : i // count] for plane in packing.planes(packed, bits)]
     codes = [plane.reshape(o, groups, -1) for plane in planes]
     w = [_numbers(plane, zero, bits, kind, wide) * steps for plane in codes]
     rows = x.reshape(m, 1, groups, -1, count).astype(wide)
     sums = [sum(row[..., n] * plane for n, plane in enumerate(w)).sum((1, 2)) for row in rows]
-    return jnp.stack(sums).astype(x.dtype)
+    y = jnp.stack(sums)  # divided here: a table of quotients would be written to memory
+    return (y if divisor is None else y / divisor).astype(x.dtype)
 
 
 def _numbers(codes, zero, bits, kind, dtype):

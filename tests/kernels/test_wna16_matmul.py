@@ -17,7 +17,9 @@ from tests.kernels.suite import KernelSuite, close, distance, widened
 
 INTEGERS = {
     f"{bits} bits, zero {zero}": Form("int", bits, 0, "float32", zero)
-    for bits, zero in zip(range(2, 9), [None, "uint8", "float16", *2 * [None, "uint8"]], strict=True)
+    for bits, zero in zip(
+        range(2, 9), [None, "uint8", "float16", *2 * [None, "uint8"]], strict=True
+    )
 }
 H200 = types.SimpleNamespace(
     platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0"
@@ -127,7 +129,9 @@ def test_what_is_infinite_shows(implementation):
     x, *rest = arguments(jax.random.key(0), FORMS["W4"], 3, 128, 4, "float32")
     target = H200 if implementation == "xla on a GPU" else jax.devices()[0]
     with dispatch.compiling_for(target):
-        y = wna16_matmul(x.at[1, 2].set(jnp.inf), *rest, bits=4, implementation=implementation.split()[0])
+        y = wna16_matmul(
+            x.at[1, 2].set(jnp.inf), *rest, bits=4, implementation=implementation.split()[0]
+        )
     assert jnp.isfinite(y[jnp.array([0, 2])]).all() and not jnp.isfinite(y[1]).any()
 
 
@@ -138,10 +142,10 @@ def test_leading_axes_are_kept():
     assert wna16_matmul(x[0], *rest, bits=4).shape == (4,)
 
 
-@pytest.mark.parametrize("kind, table", [("fp4", minifloat.E2M1.decode(jnp.arange(16, dtype="uint8"))),
-                                         ("nf4", minifloat.NF4_LEVELS)])  # fmt: skip
-def test_levels_are_those_of_the_algorithms(kind, table):
-    np.testing.assert_array_equal(np.float32(codes.LEVELS[kind]), table)
+def test_levels_are_those_of_the_algorithms():
+    fp4 = minifloat.E2M1.decode(jnp.arange(16, dtype=jnp.uint8))
+    np.testing.assert_array_equal(np.float32(codes.LEVELS["fp4"]), fp4)
+    np.testing.assert_array_equal(np.float32(codes.LEVELS["nf4"]), minifloat.NF4_LEVELS)
 
 
 @pytest.mark.parametrize("kind, bits", [*(("int", b) for b in plan.BITS), ("fp4", 4), ("nf4", 4)])
@@ -184,7 +188,9 @@ def held(layout, shape):
                     index, here = divmod(index, size)
                     if isinstance(dim, int):
                         at[dim] = slice(here, here + 1)
-            yield np.moveaxis(table[tuple(at)], layout.vector_dim, -1).reshape(-1, layout.vector_length)
+            yield np.moveaxis(table[tuple(at)], layout.vector_dim, -1).reshape(
+                -1, layout.vector_length
+            )
 
 
 class TestRegisters:
@@ -246,7 +252,7 @@ def test_the_gradient_by_x_holds_one_dense_weight_at_most():
 
     program = aot.compile(jax.grad(total), x, *rest)
     i, o = LAYERS["8B qkv"]
-    assert program.temporary < 2 * i * o + 4 * 128 * (i + o)
+    assert program.temporary < 1.25 * 2 * i * o
 
 
 class TestWhatIsRefused:
