@@ -85,6 +85,8 @@ def lacks(
         return f"takes K in multiples of 512, and K={k}"
     if hadamard and (_rows(k // hadamard) is None or _held(k // hadamard) * hadamard > ACCUMULATED):
         return f"has no tile of whole rows of K={k} in blocks of {hadamard}"
+    if hadamard and x.size // hadamard % 8:
+        return f"takes M · K / {hadamard} in multiples of 8, and M={x.shape[0]}, K={k}"
     way = plan(k, hadamard, residual=residual is not None, normed=rms_weight is not None)
     if not way.per_sm or (not hadamard and k > LONGEST):
         return f"takes shorter rows, and K={k}"

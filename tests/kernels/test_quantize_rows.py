@@ -48,7 +48,7 @@ class TestQuantizeRows(KernelSuite):
         "norm": workload(2, 512, normed=True),
         "hadamard 64, rows that do not fill a tile": workload(5, 1024, hadamard=64),
         "hadamard 128, sum, blocks that do not": workload(
-            3, 1792, "fp8", hadamard=128, summed=True
+            4, 1792, "fp8", hadamard=128, summed=True
         ),
         "hadamard 128, blocks beyond 64": workload(1, 9216, hadamard=128),
         "hadamard 256, norm": workload(2, 2048, "int4", hadamard=256, normed=True),
@@ -71,7 +71,7 @@ INTERPRETED = [("int4", "codes"), ("int8", "sum, norm"), ("fp8", "rotated"), ("i
 )
 def test_codes_are_those_of_float64_but_for_ties(implementation, dtype, steps):
     steps = STEPS[steps]
-    case = workload(3, 512, dtype, **steps)
+    case = workload(6, 512, dtype, **steps)
     arguments = case.arguments(jax.random.key(3))
     found = jax.jit(lambda *a: case.run(*a, implementation=implementation))(*arguments)
     y = in_float64(*arguments, steps.get("hadamard", 0))
@@ -183,6 +183,7 @@ def test_what_does_not_fit_is_refused(change, sentence):
     [
         (512, 0, jnp.float32, "takes x in bfloat16, and x.dtype=float32"),
         (18944, 128, jnp.bfloat16, "has no tile of whole rows of K=18944 in blocks of 128"),
+        (1536, 128, jnp.bfloat16, "takes M · K / 128 in multiples of 8, and M=1, K=1536"),
         (32768, 0, jnp.bfloat16, "takes shorter rows, and K=32768"),
     ],
 )
