@@ -32,7 +32,7 @@ ROWS = plgpu.Layout.TILED(
     lane_dims=(-2, plgpu.Replicated(4)),
     vector_dim=-1,
 )
-WIDE = 8  # tiles of the other side that a column of tiles is crossed by, for L2
+WIDE = 8  # pairs down before the next across: blocks at work at once share both x and w in L2
 
 
 class Plan(NamedTuple):
@@ -55,7 +55,8 @@ def lacks(x, w, x_scale, w_scale) -> str | None:
         return f"takes K in multiples of {step}, and K={k}"
     if n % TILE:
         return f"takes N in multiples of {TILE}, and N={n}"
-    return None if x_scale.dtype == jnp.float32 else "takes scales in float32"
+    narrow = x_scale.dtype == w_scale.dtype == jnp.float32
+    return None if narrow else "takes scales in float32"
 
 
 def plan(m: int, n: int, k: int, sms: int = SMS) -> Plan:
@@ -113,10 +114,8 @@ def _tiles(x_g, w_g, x_scale_g, w_scale_g, out_g, *, way: Plan):
 
         @plgpu.nd_loop((way.splits * down * across,), collective_axes="pair")
         def _tile(loop):
-            split, place = (
-                lax.div(loop.index[0], down * across),
-                lax.rem(loop.index[0], down * across),
-            )
+            (index,) = loop.index
+            split, place = lax.div(index, down * across), lax.rem(index, down * across)
             m, n = plgpu.planar_snake(place, (down, across), 0, WIDE)
             m, n = (i * a + half * (a - 1) for i, a in zip((m, n), way.apart, strict=True))
             rows, columns = pl.ds(m * way.rows, way.rows), pl.ds(n * TILE, TILE)

@@ -6,7 +6,7 @@ import pytest
 
 from kernels import aot
 from kernels.hadamard import hadamard_matrix
-from kernels.quantize_rows import LARGEST, mosaic, quantize_rows, shapes
+from kernels.quantize_rows import LARGEST, quantize_rows, shapes, tiles
 from kernels.quantize_rows.rotation import signs
 from kernels.workload import shapes as shapes_of
 from tests.kernels.suite import KernelSuite
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused(change, sentence):
     ],
 )
 def test_the_kernel_says_what_it_lacks(k, hadamard, dtype, reason):
-    assert mosaic.lacks(jnp.zeros((1, k), dtype), None, None, hadamard) == reason
+    assert tiles.lacks(jnp.zeros((1, k), dtype), None, None, hadamard) == reason
 
 
 # The combinations whose registers differ.
@@ -202,7 +202,7 @@ TIGHT = ["8B hidden M=8192, sum, norm, int8", "8B down M=8192, int8", "Qwen 7B d
 def test_every_warpgroup_of_the_grid_fits_on_its_sm(name):
     case = shapes.WORKLOADS[name]
     x, residual, weight = arguments = shapes_of(case)
-    way = mosaic.plan(
+    way = tiles.plan(
         x.shape[1],
         case.run.keywords["hadamard"],
         residual=residual is not None,
