@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float, Shaped
 
 from kernels import dispatch
-from kernels.quantize_rows import mosaic, reference, xla
+from kernels.quantize_rows import mosaic, reference, tiles, xla
 from kernels.quantize_rows.rounding import LARGEST as LARGEST
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
@@ -67,7 +67,7 @@ def quantize_rows(
         x,
         residual,
         rms_weight,
-        lacks=mosaic.lacks(x, residual, rms_weight, hadamard),
+        lacks=tiles.lacks(x, residual, rms_weight, hadamard),
         bucket=bucket(x, residual, rms_weight, hadamard),
         rms_epsilon=rms_epsilon,
         hadamard=hadamard,

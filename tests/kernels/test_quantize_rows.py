@@ -6,7 +6,7 @@ import pytest
 
 from kernels import aot
 from kernels.hadamard import hadamard_matrix
-from kernels.quantize_rows import LARGEST, mosaic, quantize_rows, shapes
+from kernels.quantize_rows import LARGEST, quantize_rows, shapes, tiles
 from kernels.quantize_rows.rotation import signs
 from kernels.workload import shapes as shapes_of
 from tests.kernels.suite import KernelSuite
@@ -48,7 +48,7 @@ class TestQuantizeRows(KernelSuite):
         "norm": workload(2, 512, normed=True),
         "hadamard 64, rows that do not fill a tile": workload(5, 1024, hadamard=64),
         "hadamard 128, sum, blocks that do not": workload(
-            3, 1792, "fp8", hadamard=128, summed=True
+            4, 1792, "fp8", hadamard=128, summed=True
         ),
         "hadamard 128, blocks beyond 64": workload(1, 9216, hadamard=128),
         "hadamard 256, norm": workload(2, 2048, "int4", hadamard=256, normed=True),
@@ -71,7 +71,7 @@ INTERPRETED = [("int4", "codes"), ("int8", "sum, norm"), ("fp8", "rotated"), ("i
 )
 def test_codes_are_those_of_float64_but_for_ties(implementation, dtype, steps):
     steps = STEPS[steps]
-    case = workload(3, 512, dtype, **steps)
+    case = workload(6, 512, dtype, **steps)
     arguments = case.arguments(jax.random.key(3))
     found = jax.jit(lambda *a: case.run(*a, implementation=implementation))(*arguments)
     y = in_float64(*arguments, steps.get("hadamard", 0))
@@ -183,11 +183,12 @@ def test_what_does_not_fit_is_refused(change, sentence):
     [
         (512, 0, jnp.float32, "takes x in bfloat16, and x.dtype=float32"),
         (18944, 128, jnp.bfloat16, "has no tile of whole rows of K=18944 in blocks of 128"),
+        (1536, 128, jnp.bfloat16, "takes M · K / 128 in multiples of 8, and M=1, K=1536"),
         (32768, 0, jnp.bfloat16, "takes shorter rows, and K=32768"),
     ],
 )
 def test_the_kernel_says_what_it_lacks(k, hadamard, dtype, reason):
-    assert mosaic.lacks(jnp.zeros((1, k), dtype), None, None, hadamard) == reason
+    assert tiles.lacks(jnp.zeros((1, k), dtype), None, None, hadamard) == reason
 
 
 # The combinations whose registers differ.
@@ -201,7 +202,7 @@ TIGHT = ["8B hidden M=8192, sum, norm, int8", "8B down M=8192, int8", "Qwen 7B d
 def test_every_warpgroup_of_the_grid_fits_on_its_sm(name):
     case = shapes.WORKLOADS[name]
     x, residual, weight = arguments = shapes_of(case)
-    way = mosaic.plan(
+    way = tiles.plan(
         x.shape[1],
         case.run.keywords["hadamard"],
         residual=residual is not None,
