@@ -4,6 +4,7 @@ FP4 is E2M1 of the OCP Microscaling specification, NF4 that of QLoRA (arXiv:2305
 bitsandbytes' numbers. `algorithms.minifloat` has both too, and a test compares them.
 """
 
+import functools
 import struct
 
 import jax
@@ -113,19 +114,14 @@ def _looked_up(word, levels, interpret):
     """Levels in bfloat16, four codes at a time, by the low and the high byte."""
     three = word & jnp.uint32(0x77777777)  # bits of a code: which of eight bytes
     fourth = (word & jnp.uint32(0x88888888)) >> jnp.uint32(1) | jnp.uint32(0x32103210)
+    choose = functools.partial(registers.permute_bytes, interpret=interpret)
     pairs = []
-    for shift in (0, 16):
-        at, blend = (t if shift == 0 else t >> jnp.uint32(shift) for t in (three, fourth))
+    for half in (0, 16):
+        at, blend = (digits >> jnp.uint32(half) for digits in (three, fourth))
         low, high = (
-            registers.permute_bytes(
-                registers.permute_bytes(*table[:2], at, interpret),
-                registers.permute_bytes(*table[2:], at, interpret),
-                blend, interpret,
-            )
-            for table in _byte_tables(levels)
-        )  # fmt: skip
-        pairs += [registers.permute_bytes(low, high, digits, interpret)
-                  for digits in (0x5140, 0x7362)]  # fmt: skip
+            choose(choose(a, b, at), choose(c, d, at), blend) for a, b, c, d in _byte_tables(levels)
+        )
+        pairs += [choose(low, high, digits) for digits in (0x5140, 0x7362)]
     return pairs
 
 

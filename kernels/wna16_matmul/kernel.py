@@ -99,7 +99,7 @@ def _load(refs: Refs, unit: Unit, done, p: Plan) -> None:
         slot = lax.rem(count, p.stages)
 
         @pl.when(count >= p.stages)
-        def _():
+        def when_it_is_free():
             plgpu.barrier_wait(refs.consumed.at[slot])
 
         tile = refs.words.at[pl.ds(unit.row, TILE), pl.ds(k * p.words, p.words)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from algorithms import surgery
+from algorithms import formats, surgery
 from algorithms.elements import Integer
 from algorithms.modules import CompressedLinear
 from tests.algorithms.integers import rtn
@@ -105,3 +105,24 @@ def test_weights_are_out_by_in():
     np.testing.assert_array_equal(surgery.get_weight(linear), w)
     x = jnp.ones((1, 4))
     np.testing.assert_allclose(linear(x), x @ w.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        formats.nvfp4(),
+        formats.microscaling(),
+        formats.nf4(),
+        formats.integer(bits=3, group_size=32),
+        formats.integer(bits=4, group_size=32, scale_dtype="float8_e4m3fn"),
+    ],
+    ids=["nvfp4", "mxfp4", "nf4", "3 bits", "scales in fp8"],
+)
+def test_a_product_is_of_the_packed_weight(form, monkeypatch):
+    """With the operation of kernels/, not of a dense weight made first."""
+    w, x = (jax.random.normal(jax.random.key(n), (n, 64)) for n in (24, 5))
+    tensor = form.quantize(w)
+    expected = jax.jit(lambda t, x: x @ t.dequantize(x.dtype).T)(tensor, x)
+    monkeypatch.setattr(type(tensor), "dequantize", None)
+    found = jax.jit(lambda t, x: t.matmul(x))(tensor, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
