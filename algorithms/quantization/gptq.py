@@ -14,10 +14,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from algorithms import hessian
+from algorithms.elements import Integer
 from algorithms.formats import Format, Grid, integer
 from algorithms.hessian import HessianStats
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import QuantizedTensor
+from kernels.gptq_block import Functions, Integers, gptq_block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ def _quantize_columns(
     """The loop over W's columns, given as rows (contiguous in memory), block by block."""
     (i, o), c = w.shape, format.block(w.T.shape)[1]
     b = _block_size(i if static else c, config.block_size)
+    points = _points(format)
 
     def quantize_block(carry, start):
         w, grid = carry
@@ -108,22 +111,20 @@ def _quantize_columns(
         u_rows = lax.dynamic_slice(u, (start, 0), (b, i))
         u_block = lax.dynamic_slice(u_rows, (0, start), (b, b))
 
-        def quantize_column(errors, column):
-            j, w_j, u_j, d, g = column
-            w_j = w_j - u_j @ errors  # what the block's columns before j left for j to make up
-            q = format.encode(w_j, scale[g], zero[g])
-            error = (w_j - format.decode(q, scale[g], zero[g])) / d
-            return errors.at[j].set(error), q
-
-        d = jnp.diag(u_block)
-        above = (u_block - jnp.diag(d)).T  # row j holds U_kj of the columns k before j
         block = lax.dynamic_slice(w, (start, 0), (b, o))
-        columns = (jnp.arange(b), block, above, d, lax.dynamic_slice(group, (start,), (b,)))
-        errors, codes = lax.scan(quantize_column, jnp.zeros_like(block), columns)
+        of_block = lax.dynamic_slice(group, (start,), (b,))
+        codes, errors = gptq_block(block, u_block, scale, zero, of_block, grid=points)
         return (w - u_rows.T @ errors, grid), codes
 
     (_, grid), codes = lax.scan(quantize_block, (w, grid), jnp.arange(0, i, b))
     return codes.reshape(i, o), grid
+
+
+def _points(format: Format) -> Integers | Functions:
+    """What columns are rounded onto, as the kernel knows it."""
+    if isinstance(format.element, Integer):
+        return Integers(bits=format.bits, whole_zero=format.element.zero_dtype == "uint8")
+    return Functions(format.encode, format.decode)
 
 
 def _refit(w, grid: Grid, start, c, format: Format) -> Grid:

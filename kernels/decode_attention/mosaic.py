@@ -26,6 +26,7 @@ STAGES = {"int8": 2, "int4": 4, "fp8": 2, "float": 2}  # of 8 to 32 KB
 LEAST = 4  # blocks of a split
 
 WGMMA = plgpu.Layout.WGMMA
+OF_BYTES = plgpu.Layout.WGMMA_UPCAST_2X
 OF_KEYS, OF_QUERIES = WGMMA.reduce(1), WGMMA.reduce(0)  # vectors beside [keys, queries]
 
 
@@ -183,7 +184,7 @@ def _body(
         turned = plgpu.layout_cast(p.astype(p_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED)
         p_smem.transpose((1, 0))[...] = turned
         if kind != "float":
-            for part, codes in enumerate(_wide(v_smem, v_wide.dtype, kind)):
+            for part, codes in enumerate(_wide(v_smem, v_wide.dtype, kind, OF_BYTES)):
                 v_wide.at[:, pl.ds(part * width, width)][...] = codes
         plgpu.commit_smem()
         found = _product(
@@ -218,7 +219,7 @@ def _scores(k_smem, q_smem, kind, k_wide):
     width, shape = k_smem.shape[-1], (BLOCK, q_smem.shape[0])
     if kind == "float":
         return _product(shape, (k_smem,), (q_smem.transpose((1, 0)),))
-    keys = _wide(k_smem, q_smem.dtype, kind)
+    keys = _wide(k_smem, q_smem.dtype, kind, WGMMA)
     of = [pl.ds(part * width, width) for part in range(len(keys))]
     if k_wide is not None:
         for part, codes in zip(of, keys, strict=True):
@@ -228,12 +229,19 @@ def _scores(k_smem, q_smem, kind, k_wide):
     return _product(shape, keys, [q_smem.at[:, part].transpose((1, 0)) for part in of])
 
 
-def _wide(ref, dtype, kind):
-    """Codes as floats: two parts of 4-bit ones, the even channels and the odd ones times 16."""
-    codes = ref[...]
+def _wide(ref, dtype, kind, layout):
+    """Codes as floats: two parts of 4-bit ones, the even channels and the odd ones times 16.
+
+    They are read four at a time, and brought into the order of `layout` while they are bytes.
+    """
+    codes = plgpu.load(ref, layout=OF_BYTES)
     if kind != "int4":
-        return [codes.astype(dtype)]
-    return [((codes & 15) ^ 8).astype(dtype) - 8, (codes & -16).astype(dtype)]
+        return [plgpu.layout_cast(codes, layout).astype(dtype)]
+    even, odd = (codes & 15) ^ 8, codes & -16
+    return [
+        plgpu.layout_cast(even, layout).astype(dtype) - 8,
+        plgpu.layout_cast(odd, layout).astype(dtype),
+    ]
 
 
 def _product(shape, lefts, rights):

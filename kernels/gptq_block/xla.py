@@ -1,0 +1,25 @@
+"""A column takes what the errors of those before it left for it to make up, in one product."""
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def gptq_block(w, u, scale, zero, group, *, grid):
+    def one(w, u, scale, zero, group):
+        def quantize_column(errors, column):
+            j, w_j, u_j, d, g = column
+            w_j = w_j - u_j @ errors  # what the block's columns before j left for j to make up
+            q = grid.encode(w_j, scale[g], zero[g])
+            error = (w_j - grid.decode(q, scale[g], zero[g])) / d
+            return errors.at[j].set(error), q
+
+        d = jnp.diag(u)
+        above = (u - jnp.diag(d)).T  # row j holds U_kj of the columns k before j
+        columns = (jnp.arange(w.shape[0]), w, above, d, group)
+        errors, codes = lax.scan(quantize_column, jnp.zeros_like(w), columns)
+        return codes, errors
+
+    if w.ndim == 2:
+        return one(w, u, scale, zero, group)
+    over = "(c,r),(c,c),(g,r),(g,r),(c)->(c,r),(c,r)"
+    return jnp.vectorize(one, signature=over)(w, u, scale, zero, group)
