@@ -9,13 +9,10 @@ bfloat16, and XLA's products make the gradients of it (`chunks`).
 import functools
 import math
 
-import jax
-import jax.experimental.pallas as pl
-import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.linear_cross_entropy import tiles
+from kernels.linear_cross_entropy import passes, tiles
 from kernels.linear_cross_entropy.differentiable import Form
 from kernels.linear_cross_entropy.xla import finite
 
@@ -23,10 +20,10 @@ WIDTH = 256  # entries of a tile: 128 registers of each thread hold its logits
 LOG2E = math.log2(math.e)  # the hardware's exponential is 2^x
 
 
-def lacks(h, w) -> str | None:
+def lacks(h, w, names: str = "h and w") -> str | None:
     """Why the kernel cannot take them."""
     if h.dtype != jnp.bfloat16 or w.dtype != jnp.bfloat16:
-        return f"takes bfloat16, and h and w are {h.dtype} and {w.dtype}"
+        return f"takes bfloat16, and {names} are {h.dtype} and {w.dtype}"
     if h.shape[1] % 8 or not h.shape[1]:
         return f"takes D in multiples of 8, and D={h.shape[1]}"
     if not h.shape[0]:
@@ -45,38 +42,25 @@ def form(interpret: bool) -> Form:
 
 
 def _forward(h, w, y, cap, *, interpret, sms):
-    highest, total = _partial_sums(h, w, cap, interpret, sms)
-    base = finite(highest.max(axis=0))
-    lse = (base + jnp.log2((total * jnp.exp2(highest - base)).sum(axis=0))) / LOG2E
+    lse = logsumexp(h, w, cap=cap, interpret=interpret, sms=sms)
     target = jnp.einsum("td,td->t", h, w[y], preferred_element_type=lse.dtype)
-    return lse[: h.shape[0]], target if cap is None else cap * jnp.tanh(target / cap)
+    return lse, target if cap is None else cap * jnp.tanh(target / cap)
 
 
-def _partial_sums(h, w, cap, interpret, sms):
-    """max log2(e) l and Σ 2^(log2(e) l - max) of each range of the vocabulary, [ranges, tokens]."""
+def logsumexp(h, w, *, cap=None, temperature=1.0, interpret, sms):
+    """log Σ_v exp(l_v / temperature) of each token."""
     vocabulary = w.shape[0]
     plan = tiles.schedule(h.shape[0], vocabulary, WIDTH, sms)
 
-    def begin(row):
-        return tiles.constant(-jnp.inf), tiles.constant(0.0)
-
-    def use(state, logits, row, column):
+    def use(state, _, logits, column):
         highest, total = state
-        return accumulate(highest, total, bounded(in_bits(logits[0], cap), column, vocabulary))
+        z = in_bits(logits[0] * (1 / temperature), cap)
+        z = tiles.bounded(z, column, vocabulary, -jnp.inf, plan)
+        return list(accumulate(highest, total, z))
 
-    def body(h, w, highest_out, total_out):
-        def scoped(out):
-            def finish(state, row, part):
-                tiles.store_rows(out, state, [highest_out.at[part], total_out.at[part]], row)
-
-            stages = tiles.stages(WIDTH, reserved=2048)
-            tiles.each_tile([(h, w)], plan, begin, use, finish, stages=stages)
-            plgpu.wait_smem_to_gmem(0)
-
-        pl.run_scoped(scoped, tiles.row_buffers(2), collective_axes="warpgroup")
-
-    out = jax.ShapeDtypeStruct((plan.ranges, plan.groups * tiles.TOKENS), jnp.float32)
-    return tiles.kernel("logsumexp", body, plan, (out, out), interpret)(h, w)
+    highest, total = passes.totals("logsumexp", [(h, w)], [], plan, [-jnp.inf, 0.0], use, interpret)
+    base = finite(highest.max(axis=0))
+    return (base + jnp.log2((total * jnp.exp2(highest - base)).sum(axis=0))) / LOG2E
 
 
 def in_bits(logits, cap):
@@ -89,13 +73,6 @@ def in_bits(logits, cap):
     return (cap * LOG2E) * (1 - 2 * root * root)
 
 
-def bounded(z, column, vocabulary):
-    """Rows of zeros that lie beyond w's are no logits."""
-    if vocabulary % WIDTH == 0:
-        return z
-    return jnp.where(tiles.columns(z.shape, column) < vocabulary, z, -jnp.inf)
-
-
 def accumulate(highest, total, z):
     """`xla.accumulate` in base 2, of a tile."""
     raised = jnp.maximum(highest, z.max(axis=1))
@@ -106,41 +83,17 @@ def accumulate(highest, total, z):
 
 def _cotangent(h, w, y, lse, by_lse, by_target, start, size, cap, *, interpret, sms):
     """`xla.cotangent`, of logits that never leave the registers."""
-    tokens = h.shape[0]
-    plan = tiles.schedule(tokens, size, WIDTH, sms)
+    plan = tiles.schedule(h.shape[0], size, WIDTH, sms)
 
-    def body(h, w, y, lse, by_lse, by_target, start, out):
-        start = start[0]
+    def part(logits, per_token, entries):
+        y, lse, by_lse, by_target = per_token
+        bits = in_bits(logits[0], cap)
+        d = by_lse * jnp.exp2(bits - lse)
+        d = jnp.where(entries == y, d + by_target, d)
+        if cap is not None:
+            tanh = bits * (1 / (cap * LOG2E))
+            d -= d * tanh * tanh  # in this form, without spilling registers
+        return d
 
-        def begin(row):
-            return [tiles.load_rows(x, row) for x in (y, lse, by_lse, by_target)]
-
-        def scoped(buffers):
-            def use(state, logits, row, column):
-                def part(first):
-                    x = logits[0][:, first : first + tiles.STEP]
-                    y, lse, by_lse, by_target = (tiles.across(v, x.shape) for v in state)
-                    bits = in_bits(x, cap)
-                    d = by_lse * jnp.exp2(bits - lse)
-                    at_target = tiles.columns(x.shape, start + column + first) == y
-                    d = jnp.where(at_target, d + by_target, d)
-                    if cap is not None:
-                        tanh = bits * (1 / (cap * LOG2E))
-                        d -= d * tanh * tanh
-                    return d.astype(out.dtype)
-
-                tiles.store_tile(buffers, part, WIDTH, out, row, column)
-                return state
-
-            stages = tiles.stages(WIDTH, reserved=tiles.TILE_BYTES)
-            tiles.each_tile([(h, w)], plan, begin, use, lambda *_: None, stages=stages, start=start)
-            plgpu.wait_smem_to_gmem(0)
-
-        pl.run_scoped(scoped, tiles.tile_buffers(out.dtype), collective_axes="warpgroup")
-
-    # Copies take rows of whole 16 bytes; what lies outside of `out` is not written.
-    out = jax.ShapeDtypeStruct((tokens, -(-size // 8) * 8), jnp.bfloat16)
-    per_token = (y.astype(jnp.int32), lse * LOG2E, by_lse, by_target)
-    padding = (0, plan.groups * tiles.TOKENS - tokens)
-    arguments = (*(jnp.pad(x, padding) for x in per_token), jnp.int32(start).reshape(1))
-    return tiles.kernel("cotangent", body, plan, out, interpret)(h, w, *arguments)[:, :size]
+    per_token = [y, lse * LOG2E, by_lse, by_target]
+    return passes.each_entry("cotangent", [(h, w)], per_token, plan, part, start, size, interpret)

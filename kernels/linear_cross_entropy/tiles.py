@@ -30,10 +30,6 @@ assert FETCHING + WARPGROUPS * MULTIPLYING <= 168 * (WARPGROUPS + 1)
 STEP = 64  # of D: 128 bytes, the widest swizzle
 ROW = plgpu.Layout.WGMMA.reduce(1)  # a value for each token, where a tile's rows are
 
-TRANSFORMS = (
-    plgpu.TilingTransform((8, STEP)),  # type: ignore[abstract]
-    plgpu.SwizzleTransform(128),  # type: ignore[abstract]
-)
 PREFERRED_RANGES = 8  # 8 ranges by 8 groups of tokens at once: what they share fits the L2 cache
 
 
@@ -69,6 +65,12 @@ def schedule(tokens: int, vocabulary: int, width: int, sms: int) -> Schedule:
     good = [ranges for ranges in candidates if time(ranges) <= 1.03 * least]
     ranges = min(good, key=lambda ranges: abs(math.log(ranges / PREFERRED_RANGES)))
     return Schedule(groups, tiles, ranges, min(clusters, groups * ranges), width)
+
+
+def swizzled(columns: int) -> tuple[Any, ...]:
+    """How a 16-bit [rows, columns] lies in shared memory, for copies and products."""
+    swizzle = plgpu.SwizzleTransform(2 * columns)  # type: ignore[abstract]
+    return plgpu.TilingTransform((8, columns)), swizzle  # type: ignore[abstract]
 
 
 def stages(width: int, reserved: int = 0) -> int:
@@ -111,8 +113,8 @@ def each_tile(
     column; finish(state, row, range) where it ends.
     """
     shared: dict[str, Any] = {
-        "a": plgpu.SMEM((stages, BLOCK, STEP), layers[0][0].dtype, transforms=TRANSFORMS),
-        "b": plgpu.SMEM((stages, plan.width, STEP), layers[0][1].dtype, transforms=TRANSFORMS),
+        "a": plgpu.SMEM((stages, BLOCK, STEP), layers[0][0].dtype, transforms=swizzled(STEP)),
+        "b": plgpu.SMEM((stages, plan.width, STEP), layers[0][1].dtype, transforms=swizzled(STEP)),
         "full": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
         # Of both blocks: either one's fetching writes into both.
         "free": plgpu.ClusterBarrier(
@@ -223,6 +225,13 @@ def columns(shape: tuple[int, int], first):
     return first + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
 
 
+def bounded(logits, column, vocabulary: int, outside: float, plan: Schedule):
+    """Where a tile reaches beyond w, zeros were read: they are no logits."""
+    if vocabulary % plan.width == 0:
+        return logits
+    return jnp.where(columns(logits.shape, column) < vocabulary, logits, outside)
+
+
 def across(values, shape: tuple[int, int]):
     """A value for each token, at each entry of its row."""
     return lax.broadcast_in_dim(values, shape, (0,))
@@ -231,48 +240,3 @@ def across(values, shape: tuple[int, int]):
 def constant(value: float) -> jax.Array:
     """A value for each token of a warpgroup."""
     return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), ROW)
-
-
-def load_rows(values, row):
-    """A warpgroup's tokens' values, from global memory."""
-    return plgpu.load(values.at[pl.ds(row, ROWS)], layout=ROW, optimized=False)
-
-
-def row_buffers(count: int):
-    """Shared memory for `store_rows`."""
-    return plgpu.SMEM((WARPGROUPS, count, ROWS), jnp.float32)
-
-
-def store_rows(buffers, values, outs, row) -> None:
-    """Values for each of a warpgroup's tokens, to as many arrays in global memory."""
-    mine = buffers.at[lax.axis_index("warpgroup")]
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    for n, value in enumerate(values):
-        mine[n] = value
-    plgpu.commit_smem()
-    for n, out in enumerate(outs):
-        plgpu.copy_smem_to_gmem(mine.at[n], out.at[pl.ds(row, ROWS)])
-
-
-def tile_buffers(dtype):
-    """Shared memory for `store_tile`: two, one written while the other is copied."""
-    return plgpu.SMEM((WARPGROUPS, 2, ROWS, STEP), dtype, transforms=TRANSFORMS)
-
-
-TILE_BYTES = WARPGROUPS * 2 * ROWS * STEP * 2
-
-
-def store_tile(buffers, part, width: int, out, row, column) -> None:
-    """A warpgroup's [ROWS, width] to out[row:, column:], but what lies outside of it.
-
-    part(first) is its columns first, …, first + STEP - 1: made one after another, so that a tile's
-    registers are free again once they were read.
-    """
-    mine = buffers.at[lax.axis_index("warpgroup")]
-    for first in range(0, width, STEP):
-        buffer = mine.at[first // STEP % 2]
-        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-        buffer[...] = part(first)
-        plgpu.commit_smem()
-        at = out.at[pl.ds(row, ROWS), pl.ds(column + first, STEP)]
-        plgpu.copy_smem_to_gmem(buffer, at)
