@@ -263,7 +263,8 @@ def _scale_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     header += ["whole model: peak, GB", "hours", "disk, GB"]
     rows = []
     for row in results:
-        held, whole, start = row["held"], row["whole"], row["memory_at_start"]
+        held, whole = row["held"], row["whole"]
+        start = row.get("memory_at_start")  # which earlier records have not
         peak, twice = row["peak_memory"], 2 * held["block"] + held["activations"]
         solving = twice + 2 * held["statistics"]
         rows.append(
@@ -274,8 +275,11 @@ def _scale_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
                 *(f"{held[part] / 1e9:.2f}" for part in ("block", "statistics", "activations")),
                 f"{peak / 1e9:.2f}",
                 *(f"{peak / least:.2f}" for least in (twice, solving)),
-                f"{start / 1e9:.2f}",
-                *(f"{(peak - start) / least:.2f}" for least in (twice, solving)),
+                "–" if start is None else f"{start / 1e9:.2f}",
+                *(
+                    "–" if start is None else f"{(peak - start) / least:.2f}"
+                    for least in (twice, solving)
+                ),
                 f"{row['loss_of_export'] - row['loss']:+.1e}",
                 f"{max(whole['memory'].values()) / 1e9:.1f}",
                 f"{sum(whole['seconds'].values()) / 3600:.1f}",
