@@ -24,6 +24,7 @@ WAVES = 2  # of blocks, that the splits are to make up
 BLOCK = 64  # keys
 STAGES = {"int8": 2, "int4": 4, "fp8": 2, "float": 2}  # of 8 to 32 KB
 LEAST = 4  # blocks of a split
+REGISTERS = 4096  # numbers of a result, seen not to spill
 
 WGMMA = plgpu.Layout.WGMMA
 OF_BYTES = plgpu.Layout.WGMMA_UPCAST_2X
@@ -39,8 +40,10 @@ def lacks(q, k, kind, k_scale, v_scale) -> str | None:
         return f"takes q, and k and v that are floats, in bfloat16, and q.dtype={q.dtype}"
     if h % least or h > 256:
         return f"takes h in multiples of {least} up to 256 for kind={kind!r}, and h={h}"
-    if n // heads > 64:
-        return f"takes up to 64 queries to a key-value head, and q has {n // heads}"
+    if n // heads > (most := REGISTERS // h):
+        return f"takes up to {most} queries to a key-value head for h={h}, and q has {n // heads}"
+    if s % 8:
+        return f"takes S in multiples of 8, and S={s}"
     if s % BLOCK and any(x is not None and x.ndim == 3 for x in (k_scale, v_scale)):
         return f"takes scales for each place with S in multiples of {BLOCK}, and S={s}"
     return None

@@ -68,6 +68,6 @@ def _lacks(x) -> str | None:
     n, i = x.shape
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes x in bfloat16 or float16, and x.dtype={x.dtype}"
-    if n == 0 or i == 0 or i % 8:
-        return f"takes i in multiples of 8, and x.shape={x.shape}"
+    if n == 0 or i == 0 or n % 8 or i % 64:
+        return f"takes n in multiples of 8 and i in multiples of 64, and x.shape={x.shape}"
     return None

@@ -30,10 +30,10 @@ class TestDecodeAttention(KernelSuite):
         "capped": workload(3, 40, 4, 2, 8, "int8", ragged=True, **CAPPED, **FLOAT32),
     }  # fmt: skip
     small = {
-        **{f"{kind}, two blocks": workload(1, 100, 4, 1, 128, kind) for kind in KINDS},
+        **{f"{kind}, two blocks": workload(1, 104, 4, 1, 128, kind) for kind in KINDS},
         "int8, scales of each place": workload(1, 128, 4, 2, 64, "int8", per_place=True),
         "int4, scales of each place": workload(1, 64, 2, 1, 128, "int4", per_place=True),
-        "three splits of different lengths": workload(3, 700, 2, 1, 64, "int8", ragged=True),
+        "three splits of different lengths": workload(3, 704, 2, 1, 64, "int8", ragged=True),
         "window": workload(2, 200, 2, 1, 64, "fp8", ragged=True, **WINDOWED),
         "capped": workload(1, 64, 2, 1, 64, "int8", **CAPPED),
         "more queries than eight": workload(1, 64, 9, 1, 64, "int8"),
@@ -45,6 +45,12 @@ class TestDecodeAttention(KernelSuite):
         gpu = xla.dispatch.Device("cuda", "cuda", None)
         monkeypatch.setattr(xla.dispatch, "device", lambda: gpu)
         close(workload, "xla")
+
+    @pytest.mark.aot
+    @pytest.mark.workloads("small")
+    def test_what_the_interpreter_takes_the_compiler_does(self, workload):
+        arguments = shapes(workload)
+        assert aot.compile(lambda *a: workload.run(*a, implementation="mosaic"), *arguments).kernels
 
     @pytest.mark.aot
     @pytest.mark.parametrize("kind", KINDS)
@@ -80,7 +86,7 @@ class TestMeaning:
 
     @pytest.mark.parametrize("implementation", ["reference", "xla", "interpret"])
     def test_a_sequence_of_no_length_gives_zeros(self, implementation):
-        q, k, v, _, k_scale, v_scale = problem(b=2, h=64)
+        q, k, v, _, k_scale, v_scale = problem(b=2, s=24, h=64)
         found = decode_attention(
             q.astype(jnp.bfloat16), k, v, jnp.array([0, 20]), k_scale=k_scale, v_scale=v_scale,
             kind="int8", implementation=implementation,
@@ -89,7 +95,7 @@ class TestMeaning:
 
     @pytest.mark.parametrize("implementation", ["reference", "xla", "interpret"])
     def test_what_lies_behind_the_end_or_before_the_window_changes_nothing(self, implementation):
-        q, k, v, _, k_scale, v_scale = problem(b=1, s=140, h=64)
+        q, k, v, _, k_scale, v_scale = problem(b=1, s=144, h=64)
 
         def run(k, v):
             return decode_attention(
@@ -97,7 +103,7 @@ class TestMeaning:
                 kind="int8", window=30, implementation=implementation,
             )  # fmt: skip
 
-        hidden = (jnp.arange(140) >= 120) | (jnp.arange(140) < 90)
+        hidden = (jnp.arange(144) >= 120) | (jnp.arange(144) < 90)
         other = [jnp.where(hidden[None, :, None, None], 99, x).astype(x.dtype) for x in (k, v)]
         np.testing.assert_array_equal(run(k, v), run(*other))
 
@@ -107,7 +113,7 @@ class TestMeaning:
         [("reference", "int4"), ("xla", "float"), ("interpret", "int4"), ("interpret", "fp8")],
     )
     def test_infinite_queries_show(self, implementation, kind):
-        q, k, v, lengths, k_scale, v_scale = problem(kind, b=1, h=128)
+        q, k, v, lengths, k_scale, v_scale = problem(kind, b=1, s=24, h=128)
         q = q.at[0, 0, 0].set(jnp.inf).astype(jnp.bfloat16)
         k, v = (x.astype(jnp.bfloat16) if kind == "float" else x for x in (k, v))
         found = decode_attention(
@@ -118,7 +124,7 @@ class TestMeaning:
 
     @pytest.mark.parametrize("implementation", ["reference", "xla", "interpret"])
     def test_scores_far_from_zero_do_not_overflow(self, implementation):
-        q, k, v, lengths, _, v_scale = problem(b=1, s=70, h=64)
+        q, k, v, lengths, _, v_scale = problem(b=1, s=72, h=64)
         found = decode_attention(
             (1000 * q).astype(jnp.bfloat16), k, v, lengths, k_scale=jnp.ones(1), v_scale=v_scale,
             kind="int8", implementation=implementation,
@@ -168,10 +174,15 @@ class TestRefusals:
         q, k, v, *_ = problem()
         self.refused(r"takes h in multiples of 64 up to 256 for kind='int8', and h=16",
                      q=q.astype(jnp.bfloat16), **interpret)  # fmt: skip
-        q, k, v, _, k_scale, v_scale = workload(3, 20, 4, 2, 64, "int8", per_place=True).arguments(
+        q, k, v, _, k_scale, v_scale = problem(h=64)
+        self.refused(r"takes up to 64 queries to a key-value head for h=64, and q has 66",
+                     q=jnp.zeros((3, 132, 64), jnp.bfloat16), k=k, v=v, **interpret)  # fmt: skip
+        self.refused(r"takes S in multiples of 8, and S=20",
+                     q=q.astype(jnp.bfloat16), k=k, v=v, **interpret)  # fmt: skip
+        q, k, v, _, k_scale, v_scale = workload(3, 24, 4, 2, 64, "int8", per_place=True).arguments(
             jax.random.key(0)
         )
-        self.refused(r"takes scales for each place with S in multiples of 64, and S=20",
+        self.refused(r"takes scales for each place with S in multiples of 64, and S=24",
                      q=q, k=k, v=v, k_scale=k_scale, v_scale=v_scale, **interpret)  # fmt: skip
 
 

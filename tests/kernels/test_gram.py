@@ -7,7 +7,7 @@ from kernels import aot
 from kernels.gram import gram
 from kernels.gram.mosaic import _bands, _tile
 from kernels.gram.shapes import WORKLOADS
-from kernels.workload import Cost, Workload
+from kernels.workload import Cost, Workload, shapes
 from tests.kernels.suite import DifferentiableKernelSuite
 
 IMPLEMENTATIONS = ("reference", "xla")  # that run anywhere
@@ -28,9 +28,9 @@ class TestGram(DifferentiableKernelSuite):
     }  # fmt: skip
     small = {
         "one tile": workload(64, 128, "bfloat16", 4e-3),
-        "a part of one": workload(72, 104, "bfloat16", 4e-3),
-        "on and above the diagonal": workload(130, 256, "bfloat16", 4e-3),
-        "a cut-off band, float16": workload(40, 328, "float16", 4e-3),
+        "parts of two": workload(72, 192, "bfloat16", 4e-3),
+        "on and above the diagonal": workload(136, 256, "bfloat16", 4e-3),
+        "a cut-off band, float16": workload(40, 320, "float16", 4e-3),
     }
     real = WORKLOADS
     by = (0,)
@@ -63,7 +63,7 @@ class TestGram(DifferentiableKernelSuite):
         assert jnp.isnan(found[2]).all() and jnp.isnan(found[:, 2]).all()
 
     def test_the_kernel_is_exactly_symmetric_and_accumulates_in_float32(self):
-        x = jax.random.normal(jax.random.key(0), (70, 200), jnp.bfloat16)
+        x = jax.random.normal(jax.random.key(0), (72, 192), jnp.bfloat16)
         found = gram(x, implementation="interpret")
         assert found.dtype == jnp.float32
         np.testing.assert_array_equal(found, found.T)
@@ -80,6 +80,12 @@ class TestGram(DifferentiableKernelSuite):
         assert _bands(i) == pairs
 
     @pytest.mark.aot
+    @pytest.mark.workloads("small")
+    def test_what_the_interpreter_takes_the_compiler_does(self, workload):
+        arguments = shapes(workload)
+        assert aot.compile(lambda *a: workload.run(*a, implementation="mosaic"), *arguments).kernels
+
+    @pytest.mark.aot
     def test_its_gradient_holds_no_second_matrix_beside_the_symmetric_one(self):
         def gradient(x, g):
             return jax.vjp(lambda x: gram(x, implementation="mosaic"), x)[1](g)[0]
@@ -93,7 +99,11 @@ class TestGram(DifferentiableKernelSuite):
     "x, reason",
     [
         (jnp.ones((16, 16)), r"takes x in bfloat16 or float16, and x.dtype=float32"),
-        (jnp.ones((16, 12), jnp.bfloat16), r"takes i in multiples of 8, and x.shape=\(16, 12\)"),
+        (
+            jnp.ones((8, 96), jnp.bfloat16),
+            r"takes n in .* i in multiples of 64, and x.shape=\(8, 96\)",
+        ),
+        (jnp.ones((12, 64), jnp.bfloat16), r"takes n in multiples of 8 and .* x.shape=\(12, 64\)"),
     ],
 )
 def test_what_the_kernel_cannot_take_is_refused_with_the_reason(x, reason):
