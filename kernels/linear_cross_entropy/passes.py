@@ -80,7 +80,8 @@ def each_entry(
     size: int,
     interpret: bool,
 ) -> jax.Array:
-    """part(logits, per_token, entries) for `size` entries of the vocabulary, from `start` on.
+    """part(logits, per_token, entries) for `size` entries of the vocabulary, from `start` on, a
+    multiple of 8.
 
     It is called with a few columns of a tile at once, and with the number of each one's entry. What
     it is given and gives has their shape.
