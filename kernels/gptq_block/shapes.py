@@ -1,5 +1,5 @@
-"""Blocks of 128 columns of Llama-3 8B's matrices (14336, 4096 and 28672 rows), of one and of eight:
-experts, or layers that share nothing but their shape.
+"""Blocks of 64 and 128 columns of Llama-3 8B's matrices (14336, 4096 and 28672 rows), of one and of
+eight: experts, or layers that share nothing but their shape.
 """
 
 import jax
@@ -48,5 +48,5 @@ WORKLOADS = {
     f"{'8x' if batch else ''}{r}x{c}": workload(batch, c, r, tolerance=REAL)
     for batch in ((), (8,))
     for r in (4096, 14336, 28672)
-    for c in (128,)
+    for c in ((128,) if batch else (64, 128))  # 64: what GPTQ takes by default
 }
