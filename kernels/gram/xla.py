@@ -1,5 +1,7 @@
 """The upper triangle in tiles, mirrored: 10 of 16 tile products."""
 
+import functools
+
 import jax.numpy as jnp
 
 TILES = 4  # a side; more would save more products, each of them slower
@@ -10,10 +12,10 @@ def gram(x):
     i, tiles = x.shape[1], min(TILES, x.shape[1])
     edges = [tile * i // tiles for tile in range(tiles + 1)]
     columns = [x[:, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    upper = {
-        (a, b): jnp.einsum("na,nb->ab", columns[a], columns[b], preferred_element_type=wide)
-        for a in range(tiles)
-        for b in range(a, tiles)
-    }
+    # float32 stays float32: TF32, a GPU's default, would round Hessians to 10 bits
+    product = functools.partial(
+        jnp.einsum, "na,nb->ab", precision="highest", preferred_element_type=wide
+    )
+    upper = {(a, b): product(columns[a], columns[b]) for a in range(tiles) for b in range(a, tiles)}
     rows = [[upper[min(a, b), max(a, b)] for b in range(tiles)] for a in range(tiles)]
     return jnp.block([[t if b >= a else t.T for b, t in enumerate(r)] for a, r in enumerate(rows)])
