@@ -92,7 +92,8 @@ def test_a_record_has_all_that_a_reader_needs(config):
     assert {
         "schema", "command", "identity", "seeds", "config", "started", "code", "versions", "device",
         "model", "data", "metrics", "footprint", "bytes_on_disk", "layers", "status", "seconds",
-        "elsewhere", "peak_memory", "memory_at_start", "kernels", "attempts", "warnings", "estimate",
+        "elsewhere", "peak_memory", "memory_at_start", "kernels", "attempts", "warnings",
+        "estimate",
     } == set(record)  # fmt: skip
     assert json.loads(json.dumps(record)) == record
     metrics = record["metrics"]["perplexity"]
