@@ -241,7 +241,9 @@ def _learn(state: _State, block: Block, methods: Mapping[str, Any], key: Any) ->
     clock, inputs = Clock(), list(state.chunks)
     learned = {path: m for path, m in methods.items() if m is not None}
     # Rounding has no slope that a method could learn by.
-    tensors, loss = learn_block(kv_cache.exact(block), inputs, state.targets, learned, key)
+    exact = kv_cache.exact(block)
+    tensors, loss = learn_block(exact, inputs, state.targets, learned, key)
+    surgery.release(exact)
     clock.lap("solve")
     replay_block(block, tensors, state.chunks, sequential=state.walk.sequential)
     clock.lap("forward")

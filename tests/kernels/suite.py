@@ -15,6 +15,7 @@ import pytest
 
 from kernels import aot, dispatch
 from kernels import workload as workloads
+from kernels.linear_cross_entropy.shapes import GIGABYTE
 from kernels.workload import Workload, shapes, widened
 
 KEY = 7
@@ -71,6 +72,12 @@ class KernelSuite(Suite):
         if workload.temporary is not None:
             assert program.temporary <= workload.temporary
 
+    @pytest.mark.aot
+    @pytest.mark.workloads("small")
+    def test_what_the_interpreter_takes_the_compiler_does(self, workload):
+        arguments = shapes(workload)
+        assert aot.compile(lambda *a: workload.run(*a, implementation="mosaic"), *arguments).kernels
+
     @pytest.mark.gpu
     @pytest.mark.workloads("small")
     def test_the_kernel_agrees_with_float64_on_a_gpu(self, workload):
@@ -97,6 +104,19 @@ class DifferentiableKernelSuite(KernelSuite, Differentiable):
     @pytest.mark.workloads("small")
     def test_gradients_of_the_kernel_agree_with_float64_when_interpreted(self, workload):
         close_gradients(workload, "interpret", self.by)
+
+
+class LinearLossSuite(DifferentiableKernelSuite):
+    """Of a loss behind a head, w[V, D] as its second argument, that never holds the logits."""
+
+    @pytest.mark.aot
+    @pytest.mark.workloads("real")
+    def test_the_xla_form_holds_no_logits_either(self, workload):
+        arrays = shapes(workload)
+        program = aot.compile(lambda *a: workload.run(*a, implementation="xla"), *arrays)
+        assert program.temporary <= GIGABYTE
+        tokens, vocabulary = arrays[0].shape[0], arrays[1].shape[0]
+        assert f"[{tokens},{vocabulary}]" not in program.text
 
 
 def close(workload: Workload, implementation: str) -> None:

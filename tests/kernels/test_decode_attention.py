@@ -47,12 +47,6 @@ class TestDecodeAttention(KernelSuite):
         close(workload, "xla")
 
     @pytest.mark.aot
-    @pytest.mark.workloads("small")
-    def test_what_the_interpreter_takes_the_compiler_does(self, workload):
-        arguments = shapes(workload)
-        assert aot.compile(lambda *a: workload.run(*a, implementation="mosaic"), *arguments).kernels
-
-    @pytest.mark.aot
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_xla_form_holds_scores_and_no_copy_of_the_cache(self, kind):
         workload = WORKLOADS[f"8B, 32x8192, {kind}"]

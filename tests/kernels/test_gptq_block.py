@@ -116,12 +116,6 @@ class TestGPTQBlock(KernelSuite):
                 np.testing.assert_array_equal(ours, other)
 
     @pytest.mark.aot
-    @pytest.mark.workloads("small")
-    def test_what_the_interpreter_takes_the_compiler_does(self, workload):
-        arguments = shapes(workload)
-        assert aot.compile(lambda *a: workload.run(*a, implementation="mosaic"), *arguments).kernels
-
-    @pytest.mark.aot
     def test_it_is_one_kernel_whatever_the_number_of_columns(self):
         workload = WORKLOADS["14336x128"]
         program = aot.compile(

@@ -7,7 +7,7 @@ from kernels import aot
 from kernels.gram import gram
 from kernels.gram.mosaic import _bands, _tile
 from kernels.gram.shapes import WORKLOADS
-from kernels.workload import Cost, Workload, shapes
+from kernels.workload import Cost, Workload
 from tests.kernels.suite import DifferentiableKernelSuite
 
 IMPLEMENTATIONS = ("reference", "xla")  # that run anywhere
@@ -78,12 +78,6 @@ class TestGram(DifferentiableKernelSuite):
     @pytest.mark.parametrize("i, pairs", [(8, 1), (512, 1), (520, 2), (14336, 28)])
     def test_bands_cover_the_matrix(self, i, pairs):
         assert _bands(i) == pairs
-
-    @pytest.mark.aot
-    @pytest.mark.workloads("small")
-    def test_what_the_interpreter_takes_the_compiler_does(self, workload):
-        arguments = shapes(workload)
-        assert aot.compile(lambda *a: workload.run(*a, implementation="mosaic"), *arguments).kernels
 
     @pytest.mark.aot
     def test_its_gradient_holds_no_second_matrix_beside_the_symmetric_one(self):
