@@ -28,6 +28,10 @@ def lacks(h, w, names: str = "h and w") -> str | None:
         return f"takes D in multiples of 8, and D={h.shape[1]}"
     if not h.shape[0]:
         return "takes one token or more, and T=0"
+    # TMA cuts swizzled arrays into whole tiles of 8 rows and 64 columns, or less than one.
+    for name, size, tile in (("D", h.shape[1], 64), ("T", h.shape[0], 8), ("V", w.shape[0], 8)):
+        if size > tile and size % tile:
+            return f"takes {name} up to {tile} or in multiples of it, and {name}={size}"
     return None
 
 
