@@ -1,0 +1,163 @@
+"""What every optimizer promises, those included that join later: conf/optimizer is the list."""
+
+from pathlib import Path
+
+import hydra
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from omegaconf import OmegaConf
+
+from algorithms.optimizers.evaluation import eval_params
+from experiments.checkpoints.state import StateKeeper
+from experiments.configuration import CONF
+from models.config import DecoderConfig, Mixing
+from models.decoder import Decoder
+
+OPTIMIZERS = sorted(path.stem for path in Path(CONF, "optimizer").glob("*.yaml"))
+STEPS = 3
+SMALL = DecoderConfig(
+    vocabulary=24, hidden=16, layers=2, heads=2, kv_heads=1, head_size=8, feed_forward=20,
+    context=16, qkv_bias=True, experts=Mixing(count=3, chosen=1, feed_forward=6, layers=(1,)),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def optimizer(request):
+    config = OmegaConf.load(Path(CONF, "optimizer", f"{request.param}.yaml"))
+    return optax.with_extra_args_support(hydra.utils.instantiate(config))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """An nnx state: a mixture's experts, vectors and embeddings among the leaves."""
+    return nnx.state(Decoder(SMALL, rngs=nnx.Rngs(0)), nnx.Param)
+
+
+def gradients(params, step):
+    """Of a quadratic around random numbers: what moves by them has somewhere to go."""
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(step % 5)
+    aims = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in leaves]
+    return jax.tree.unflatten(structure, [x - a for x, a in zip(leaves, aims, strict=True)])
+
+
+def stepped(optimizer, params, state, step):
+    def value(p):
+        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(p))
+
+    updates, state = optimizer.update(
+        gradients(params, step), state, params, value=value(params), loss=value(params),
+        value_fn=value, grad=gradients(params, step),
+        grad_fn=lambda p, _=None: gradients(p, step), obj_fn=value,
+    )  # fmt: skip
+    return optax.apply_updates(params, updates), state
+
+
+def run(optimizer, params, *, jitted=True, steps=STEPS):
+    def step(params, state, n):
+        return stepped(optimizer, params, state, n)
+
+    step = jax.jit(step, static_argnums=2) if jitted else step
+    state = jax.jit(optimizer.init)(params) if jitted else optimizer.init(params)
+    for n in range(steps):
+        params, state = step(params, state, n)
+    return params, state
+
+
+def same(found, expected, tolerance=0.0):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(lambda: tree))
+
+
+def test_it_is_the_same_jitted_as_eager(optimizer, params):
+    with jax.disable_jit(False):
+        same(run(optimizer, params)[0], run(optimizer, params, jitted=False)[0], 2e-5)
+
+
+def test_it_takes_plain_pytrees_as_it_takes_nnx(optimizer, params):
+    same(run(optimizer, nnx.to_pure_dict(params))[0], run(optimizer, params)[0])
+
+
+def test_structure_and_dtypes_are_kept(optimizer, params):
+    """So that a training loop compiles once, and bfloat16 stays bfloat16."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        cast = jax.tree.map(lambda x: x.astype(dtype), params)  # noqa: B023
+        state = jax.jit(optimizer.init)(cast)
+        after, later = jax.eval_shape(lambda p, s: stepped(optimizer, p, s, 0), cast, state)
+        assert shapes(after) == shapes(cast)
+        assert shapes(later) == shapes(state)
+        weak = [x.weak_type for x in jax.tree.leaves(later)]
+        assert weak == [getattr(x, "weak_type", False) for x in jax.tree.leaves(state)]
+
+
+def test_masked_leaves_are_left_alone(optimizer, params):
+    """Of every second leaf: the others move as they do alone."""
+    half = jax.tree.unflatten(
+        jax.tree.structure(params), [n % 2 == 0 for n in range(len(jax.tree.leaves(params)))]
+    )
+    masked = optax.with_extra_args_support(
+        optax.chain(
+            optax.masked(optimizer, half),
+            optax.masked(optax.set_to_zero(), jax.tree.map(lambda x: not x, half)),
+        )
+    )
+    found, _ = run(masked, params)
+    whole = zip(*(jax.tree.leaves(t) for t in (found, params, half)), strict=True)
+    for after, before, moves in whole:
+        assert bool(jnp.any(after != before)) == moves
+
+
+def test_its_state_comes_back_from_a_checkpoint(optimizer, params, tmp_path):
+    trained, state = run(optimizer, params)
+    with StateKeeper(tmp_path) as keeper:
+        keeper.save(1, {"params": trained, "state": state})
+        template = {"params": params, "state": jax.jit(optimizer.init)(params)}
+        restored = keeper.latest(template).state
+    step = jax.jit(lambda p, s: stepped(optimizer, p, s, STEPS))
+    same(step(restored["params"], restored["state"]), step(trained, state))
+
+
+def test_gradients_of_zero_give_numbers(optimizer, params):
+    state = jax.jit(optimizer.init)(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(
+            zeros, state, params, value=jnp.zeros(()), loss=jnp.zeros(()), grad=zeros,
+            value_fn=lambda p: jnp.zeros(()), grad_fn=lambda p, _=None: zeros,
+            obj_fn=lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p)),
+        )  # fmt: skip
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(2):
+        params, state = step(params, state)
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(params))
+
+
+def test_it_goes_downhill(optimizer, params):
+    """By the distance to where the gradients point, of everything that it moves."""
+
+    def distance(params):
+        return sum(
+            float(sum(jnp.sum(x**2) for x in jax.tree.leaves(gradients(params, n))))
+            for n in range(5)
+        )
+
+    assert distance(run(optimizer, params, steps=20)[0]) < distance(params)
+
+
+def test_what_it_evaluates_is_like_what_it_trains(optimizer, params):
+    trained, state = run(optimizer, params)
+    evaluated = jax.jit(eval_params)(state, trained)
+    assert shapes(evaluated) == shapes(trained)
+    assert jax.tree.structure(evaluated) == jax.tree.structure(trained)
