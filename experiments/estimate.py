@@ -69,6 +69,15 @@ class Estimate(NamedTuple):
     def total_seconds(self) -> float:
         return sum(self.seconds.values())
 
+    def facts(self) -> dict[str, Any]:
+        """For the record: what was expected, beside what came."""
+        return {
+            "memory": self.memory,
+            "seconds": self.seconds,
+            "operations": self.operations,
+            "disk": self.disk,
+        }
+
     def evaluated(self, times: int) -> "Estimate":
         """The same with its evaluation repeated."""
         operations, seconds = ({**part, "evaluate": times * part["evaluate"]}

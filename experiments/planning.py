@@ -50,13 +50,7 @@ class Plan(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """For the record: what was expected, beside what came."""
-        found = self.estimate
-        return {
-            "memory": found.memory,
-            "seconds": found.seconds,
-            "operations": found.operations,
-            "disk": found.disk,
-        }
+        return self.estimate.facts()
 
 
 def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:

@@ -14,17 +14,20 @@ Step = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def steps(label: str, total: int) -> Iterator[Step]:
-    """Count `total` steps; call what is yielded after each one, with a word on how it went."""
+def steps(label: str, total: int, *, done: int = 0) -> Iterator[Step]:
+    """Count `total` steps; call what is yielded after each one, with a word on how it went.
+
+    done: how many an earlier attempt did.
+    """
     if console.is_terminal:
-        with _bar(label, total) as step:
+        with _bar(label, total, done) as step:
             yield step
     else:
-        yield _lines(label, total)
+        yield _lines(label, total, done)
 
 
 @contextlib.contextmanager
-def _bar(label: str, total: int) -> Iterator[Step]:
+def _bar(label: str, total: int, done: int) -> Iterator[Step]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -33,19 +36,19 @@ def _bar(label: str, total: int) -> Iterator[Step]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total, note="")
+        task = progress.add_task(label, total=total, completed=done, note="")
         yield lambda note: progress.update(task, advance=1, note=note)
 
 
-def _lines(label: str, total: int) -> Step:
+def _lines(label: str, total: int, before: int) -> Step:
     start = last = time.monotonic()
-    done = 0
+    done = before
 
     def step(note: str) -> None:
         nonlocal done, last
         done, now = done + 1, time.monotonic()
         if done == total or now - last > QUIET_SECONDS:
-            last, left = now, (now - start) / done * (total - done)
+            last, left = now, (now - start) / (done - before) * (total - done)
             console.print(
                 f"{label} {done}/{total}, {left:.0f} s left {note}".rstrip(), soft_wrap=True
             )

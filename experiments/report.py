@@ -16,7 +16,7 @@ from experiments.evaluation.footprint import Footprint
 from experiments.recipes import steps as recipe_steps
 from experiments.runs.identity import EXCLUDED, SEEDS, seeds_label
 from experiments.statistics import estimate
-from experiments.step_labels import step_label
+from experiments.step_labels import step_label, training_label
 
 Record = dict[str, Any]
 
@@ -30,6 +30,8 @@ FOOTNOTE = (
 
 def label(record: Record) -> str:
     """What was done to the model, in a few words: "AWQ + RTN 4 bit g64"."""
+    if "optimizer" in record["config"]:
+        return training_label(record["config"])
     steps = [step for step in record.get("recipe") or recipe_steps(record["config"]) if step]
     words = [step_label(step) for step in steps if "rule" not in step]
     if rules := len(steps) - len(words):

@@ -10,6 +10,10 @@ NAMES = {
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
     "spinquant": "SpinQuant", "svdquant": "SVDQuant",
 }  # fmt: skip
+OPTIMIZERS = {
+    "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
+    "normuon": "NorMuon", "sgd": "SGD", "soap": "SOAP",
+}  # fmt: skip
 
 
 def step_label(step: Mapping[str, Any]) -> str:
@@ -33,6 +37,21 @@ def step_label(step: Mapping[str, Any]) -> str:
     if "format" in step and name not in ("awq", "spinquant"):  # which are not of weights
         words += _format_words(step["format"])
     return " ".join(words)
+
+
+def training_label(config: Mapping[str, Any]) -> str:
+    """What trained a model, and for how long: "Muon 200 steps"."""
+    return f"{_optimizer_words(config['optimizer'])} {config['steps']} steps"
+
+
+def _optimizer_words(node: Mapping[str, Any]) -> str:
+    """Of groups, the first; of wrappers, what they are around too."""
+    if "match" in node:
+        return _optimizer_words(node[next(iter(node["match"]))])
+    name = node["_target_"].rsplit(".", 1)[-1]
+    named = OPTIMIZERS.get(name) or name.replace("_", " ").capitalize()
+    inner = node.get("inner")
+    return named if inner is None else f"{named} {_optimizer_words(inner)}"
 
 
 def element_bits(format: Mapping[str, Any]) -> int:

@@ -3,6 +3,9 @@
 Shapes: B windows, T tokens, D hidden, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -13,6 +16,7 @@ from models.config import DecoderConfig
 from models.encoder import EncoderBlock
 from models.experts import MixtureBlock
 from models.layers import KVCache, norm
+from models.predictions import Predictions
 from models.sites import Site
 
 
@@ -93,6 +97,23 @@ class Tail(nnx.Module):
             y = y * self.scale
         return capped(y, self.cap)
 
+    def predictions(self, x: Float[Array, "n D"], embed: nnx.Embed) -> Predictions:
+        """The same logits, not computed yet. A head that is compressed is unpacked."""
+        if not self.predicts:
+            raise ValueError("An encoder predicts no tokens: train or distil a decoder.")
+        x = self.norm(x)
+        x = x if self.scale == 1 else x * self.scale
+        if self.tied:
+            return Predictions(x, embed.embedding[...], self.cap)
+        return Predictions(x, dense_weight(self.head), self.cap)
+
+
+def dense_weight(linear: Any) -> Float[Array, "o i"]:
+    """W of a linear layer, or of one over a compressed tensor."""
+    if isinstance(linear, nnx.Linear):
+        return linear.kernel[...].T
+    return linear.tensor.dequantize()
+
 
 class Decoder(nnx.Module):
     """The whole model."""
@@ -112,6 +133,25 @@ class Decoder(nnx.Module):
             x, _ = block(x, positions)
         return self.tail(x, self.stem.embed)
 
+    def predictions(
+        self, tokens: Int[Array, "B T"], features: Sequence[int] = (), *, remat: bool = False
+    ) -> Predictions:
+        """Of the next token at every position, positions of all windows in one row.
+
+        features: blocks whose outputs are wanted too, by number, -1 for the last. remat: whether a
+        block's activations are computed anew in the backward pass rather than kept.
+        """
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        run = nnx.remat(_forward) if remat else _forward
+        x = self.stem(tokens, positions)
+        outputs = []
+        for block in self.blocks:
+            x = run(block, x, positions)
+            outputs.append(x)
+        flat = [y.reshape(-1, y.shape[-1]) for y in (x, *(outputs[n] for n in features))]
+        found = self.tail.predictions(flat[0], self.stem.embed)
+        return found._replace(features=tuple(flat[1:]))
+
     def decode(
         self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...], count: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], tuple[KVCache, ...]]:
@@ -130,3 +170,7 @@ class Decoder(nnx.Module):
             extended.append(longer._replace(length=cache.length + count))
         x = jnp.take_along_axis(x, last[..., None], axis=1)
         return self.tail(x, self.stem.embed)[:, 0], tuple(extended)
+
+
+def _forward(block: Block, x: Float[Array, "B T D"], positions: Int[Array, "B T"]):
+    return block(x, positions)[0]

@@ -4,6 +4,7 @@ The last two axes of a leaf are a matrix [in, out], as `nnx.Linear` keeps it; ax
 batch, such as a mixture's experts. Papers and their code speak of W [out, in]: the transpose.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ def require_matrices(params: Any, name: str) -> None:
             )
 
 
-def muon_dimensions(params: Any) -> Any:
-    """What `optax.contrib.muon` wants to know of each leaf."""
-    return jax.tree.map(lambda _: MuonDimensionNumbers(reduction_axis=-2, output_axis=-1), params)
+def muon_dimensions() -> Callable[[Any], Any]:
+    """What `optax.contrib.muon` takes as its `muon_weight_dimension_numbers`."""
+    matrix = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return lambda params: jax.tree.map(lambda _: matrix, params)

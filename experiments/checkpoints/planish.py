@@ -168,7 +168,7 @@ class Checkpoint(Source):
                 f"reads format {FORMAT}: compress the model again."
             )
         with refusing(f"{folder / DESCRIPTION} does not describe a model"):
-            self.config = _config(self.description["architecture"])
+            self.config = decoder_config(self.description["architecture"])
             self._require_tensors()
         self._part = functools.lru_cache(maxsize=1)(self._read_part)
 
@@ -253,7 +253,7 @@ def digest(trees: Trees, described: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def _config(fields: dict[str, Any]) -> DecoderConfig:
+def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     made = _tuples(fields)
     for key, kind in (("rope_scaling", RopeScaling), ("experts", Mixing)):
         if made.get(key) is not None:

@@ -25,7 +25,7 @@ class Corpus(Sizes, abc.ABC):
     """A text, and how many windows of which length to take from it."""
 
     context: int = 512
-    calibration: int = 32
+    calibration: int | None = 32
     heldout: int | None = 40
 
     def windows(
@@ -119,7 +119,7 @@ class TextPair(Corpus):
     """
 
     context: int = 2048
-    calibration: int = 128
+    calibration: int | None = 128
     heldout: int | None = None
     bos: bool = True  # False: none in front of either text
     calibration_path: str

@@ -31,15 +31,15 @@ class Sizes:
     """How many windows are asked for, and how long they are."""
 
     context: int  # tokens in a window
-    calibration: int  # windows
-    heldout: int | None  # windows; None: all there are
+    calibration: int | None  # windows; None: all there are
+    heldout: int | None
     draw: str = "even"  # which to calibrate on where there are more: spread evenly, or at random
 
     def validate(self, longest: int | None = None) -> None:
         """Raise UserError unless the sizes make sense for a model of `longest` tokens at most."""
         for option, value, least in (
             ("context", self.context, 2),  # the loss needs a token to predict from
-            ("calibration", self.calibration, 1),
+            ("calibration", 1 if self.calibration is None else self.calibration, 1),
             ("heldout", 1 if self.heldout is None else self.heldout, 1),
         ):
             if not isinstance(value, int):
@@ -93,11 +93,11 @@ def collect(
     sources = names or (name, name)
     calibration = _available(calibration, sizes.calibration, sources[0], "calibration")
     heldout = _available(heldout, sizes.heldout, sources[1], "heldout")
+    count = sizes.calibration or len(calibration)
     if sizes.draw == "random":
-        rng = np.random.default_rng(seed)
-        drawn = np.sort(rng.choice(len(calibration), sizes.calibration, replace=False))
+        drawn = np.sort(np.random.default_rng(seed).choice(len(calibration), count, replace=False))
     else:
-        drawn = spread(len(calibration), sizes.calibration)
+        drawn = spread(len(calibration), count)
     calibration = calibration[drawn]
     heldout = heldout[spread(len(heldout), sizes.heldout or len(heldout))]
     return Windows(calibration, heldout, name, digest(calibration, heldout))

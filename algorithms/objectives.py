@@ -1,0 +1,61 @@
+"""What a model without a teacher is trained to minimize."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from algorithms.training import Batch, Sums
+from kernels.linear_cross_entropy import linear_cross_entropy_and_logsumexp
+from models.predictions import Predictions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """-log p of each position's target, in nats.
+
+    z_loss: what log² of the softmax's denominator counts, which keeps logits near what they are
+    (Chowdhery et al., PaLM, arXiv:2204.02311, 1e-4).
+    """
+
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss={self.z_loss} must not be negative.")
+
+    def __call__(
+        self, student: Predictions, teacher: Predictions | None, batch: Batch, key: Key[Array, ""]
+    ) -> Sums:
+        targets, weights = positions(batch)
+        losses, normalizers = cross_entropy(student, targets)
+        loss = jnp.sum(weights * losses)
+        watched = {"cross_entropy": loss}
+        if student.weight is None:  # few classes
+            right = jnp.argmax(student.hidden, -1) == targets
+            watched["accuracy"] = jnp.sum(weights * right)
+        if self.z_loss:
+            loss = loss + self.z_loss * jnp.sum(weights * normalizers**2)
+        return Sums(loss, jnp.sum(weights), watched)
+
+
+def positions(batch: Batch) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """The target of each position, and what it counts."""
+    targets = batch.targets.reshape(-1)
+    if batch.mask is None:
+        return targets, jnp.ones(targets.shape, jnp.float32)
+    return targets, batch.mask.reshape(-1).astype(jnp.float32)
+
+
+def cross_entropy(
+    predictions: Predictions, targets: Int[Array, " n"]
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Of each position, with the logarithm of its softmax's denominator; no logits are kept."""
+    if predictions.weight is None:
+        logits = predictions.hidden.astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return losses, losses + jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    return linear_cross_entropy_and_logsumexp(
+        predictions.hidden, predictions.weight, targets, cap=predictions.cap
+    )

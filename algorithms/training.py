@@ -1,0 +1,257 @@
+"""One step of training as a pure function, for any model, objective and optimizer.
+
+Of a model's variables, `Learned` ones are moved by the optimizer, `Buffer`s (statistics such as
+running maxima) are whatever the forward pass leaves in them, and the rest is fixed: it is an
+argument of the step and no part of its state, so that frozen weights are neither copied nor saved.
+
+Losses are sums with a count, so that a batch in several parts has the very gradient of the whole,
+also where a mask leaves each part another number of positions.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from algorithms.optimizers.groups import named
+from models.predictions import Predictions
+
+
+class Buffer(nnx.Variable):
+    """What the forward pass updates by itself: no gradient, but part of the state that is saved."""
+
+
+class Batch(NamedTuple):
+    """Of B windows of T tokens, or of B examples (no T)."""
+
+    inputs: Shaped[Array, "B *_"]
+    targets: Int[Array, "B *T"]
+    mask: Float[Array, "B *T"] | None = None  # what each position counts; None: all count one
+
+
+class Sums(NamedTuple):
+    """Over the positions of a batch."""
+
+    loss: Float[Array, ""]  # what is minimized, once it is divided by the count
+    count: Float[Array, ""]
+    watched: dict[str, Float[Array, ""]] = {}  # what is only looked at, sums too  # noqa: RUF012
+
+    def means(self) -> dict[str, Float[Array, ""]]:
+        found = {"loss": self.loss, **self.watched}
+        return {name: total / self.count for name, total in found.items()}
+
+
+class Objective(Protocol):
+    """What is minimized, by the student's predictions and a teacher's where there is one."""
+
+    def __call__(
+        self, student: Predictions, teacher: Predictions | None, batch: Batch, key: Key[Array, ""]
+    ) -> Sums: ...
+
+
+class TrainState(NamedTuple):
+    """What a step changes, and all that a later step depends on beside its batch."""
+
+    step: Int[Array, ""]  # steps done
+    params: Any
+    buffers: Any
+    optimizer: optax.OptState
+    key: Key[Array, ""]  # the run's; each step folds its number in
+
+
+class Parts(NamedTuple):
+    """A model taken apart."""
+
+    graph: Any
+    params: Any
+    buffers: Any
+    fixed: Any
+
+    def merged(self, params: Any, buffers: Any) -> nnx.Module:
+        return nnx.merge(self.graph, params, buffers, self.fixed, copy=True)
+
+
+def take_apart(model: nnx.Module, trainable: str = ".*") -> Parts:
+    """trainable: the regular expression that a parameter's whole path matches if it is learned.
+
+    Raises ValueError if it is none, or matches no parameter.
+    """
+    try:
+        pattern = re.compile(trainable)
+    except re.error as error:
+        raise ValueError(f"trainable={trainable!r} is no regular expression: {error}.") from error
+
+    def learned(path: tuple[Any, ...], variable: Any) -> bool:
+        name = ".".join(map(str, path))
+        return isinstance(variable, nnx.Param) and bool(pattern.fullmatch(name))
+
+    parts = Parts(*nnx.split(model, learned, Buffer, ...))
+    if not jax.tree.leaves(parts.params):
+        raise ValueError(f"trainable={trainable!r} matches no parameter of the model.")
+    return parts
+
+
+def init(parts: Parts, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
+    """Before the first step."""
+    return TrainState(
+        jnp.zeros((), jnp.int32), parts.params, parts.buffers, optimizer.init(parts.params), key
+    )
+
+
+class Metrics(NamedTuple):
+    """Of one step."""
+
+    means: dict[str, Float[Array, ""]]
+    gradient_norm: Float[Array, ""]
+    bad: Int[Array, ""]  # the first leaf whose gradient is not finite; -1: all are
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("graph", "teacher_graph", "objective", "optimizer", "accumulate", "dtype"),
+    donate_argnames=("state",),
+)
+def step(
+    state: TrainState,
+    fixed: Any,
+    teacher: Any,
+    batch: Batch,
+    *,
+    graph: Any,
+    teacher_graph: Any = None,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    dtype: DTypeLike | None = None,
+) -> tuple[TrainState, Metrics]:
+    """The state after one step of the optimizer on one batch.
+
+    fixed, teacher: the arrays of what is not learned. accumulate: parts that the batch comes in,
+    one after the other, to save memory. dtype: what the model computes in; None: in its own.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    forward = functools.partial(
+        sums, fixed=fixed, teacher=teacher, graph=graph, teacher_graph=teacher_graph,
+        objective=objective, dtype=dtype,
+    )  # fmt: skip
+
+    def gradients(params: Any) -> tuple[Any, Any, Sums]:
+        return _accumulated(forward, params, state.buffers, batch, key, accumulate)
+
+    def value(params: Any, *_: Any) -> Float[Array, ""]:
+        found = gradients(params)[2]
+        return found.loss / found.count
+
+    grads, buffers, found = gradients(state.params)
+    loss = found.loss / found.count
+    squares = jnp.stack(
+        [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
+    )
+    bad = jnp.where(jnp.all(jnp.isfinite(squares)), -1, jnp.argmin(jnp.isfinite(squares)))
+    updates, moved = optax.with_extra_args_support(optimizer).update(
+        grads, state.optimizer, state.params, value=loss, grad=grads, value_fn=value, loss=loss,
+        grad_fn=lambda params, *_: gradients(params)[0], obj_fn=value,
+    )  # fmt: skip
+    after = TrainState(
+        state.step + 1, optax.apply_updates(state.params, updates), buffers, moved, state.key
+    )
+    return after, Metrics(found.means(), jnp.sqrt(jnp.sum(squares)), bad.astype(jnp.int32))
+
+
+def sums(
+    params: Any, buffers: Any, batch: Batch, key: Key[Array, ""], *, fixed: Any, teacher: Any,
+    graph: Any, teacher_graph: Any, objective: Objective, dtype: DTypeLike | None,
+) -> tuple[Sums, Any]:  # fmt: skip
+    """The objective on a batch, and the buffers that the forward pass leaves."""
+    model: Any = nnx.merge(graph, *(_cast(x, dtype) for x in (params, buffers, fixed)), copy=True)
+    taught = None
+    if teacher_graph is not None:
+        other: Any = nnx.merge(teacher_graph, _cast(teacher, dtype), copy=True)
+        taught = jax.tree.map(lax.stop_gradient, other.predictions(batch.inputs))
+    found = objective(model.predictions(batch.inputs), taught, batch, key)
+    return found, jax.tree.map(
+        lambda new, old: new.astype(old.dtype), nnx.state(model, Buffer), buffers
+    )
+
+
+def _cast(tree: Any, dtype: DTypeLike | None) -> Any:
+    """Floating-point arrays in the dtype that is computed in."""
+    if dtype is None:
+        return tree
+
+    def cast(x: Array) -> Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)
+
+
+def _accumulated(
+    forward: Callable[..., Any], params: Any, buffers: Any, batch: Batch, key: Any, parts: int
+) -> tuple[Any, Any, Sums]:
+    """Gradients of the mean loss, the buffers and the sums, over a batch in parts."""
+
+    def total(params: Any, buffers: Any, batch: Batch, key: Any) -> tuple[Any, Any]:
+        found, buffers = forward(params, buffers, batch, key)
+        return found.loss.astype(jnp.float32), (found, buffers)
+
+    gradient = jax.grad(total, has_aux=True)
+    if parts == 1:
+        grads, (found, buffers) = gradient(params, buffers, batch, key)
+    else:
+        grads, found, buffers = _in_parts(gradient, params, buffers, batch, key, parts)
+    return jax.tree.map(lambda g: (g / found.count).astype(g.dtype), grads), buffers, found
+
+
+def _in_parts(gradient, params, buffers, batch: Batch, key, parts: int):
+    size = len(batch.inputs)
+    if size % parts:
+        raise ValueError(f"accumulate={parts} must divide the batch of {size}.")
+    pieces = jax.tree.map(lambda x: x.reshape(parts, size // parts, *x.shape[1:]), batch)
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(gradient, params, buffers, jax.tree.map(lambda x: x[0], pieces), key)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][0]))
+
+    def add(carry, piece):
+        grads, found, buffers = carry
+        more, (extra, buffers) = gradient(params, buffers, *piece)
+        return (
+            jax.tree.map(jnp.add, grads, more),
+            jax.tree.map(jnp.add, found, extra),
+            buffers,
+        ), None
+
+    return lax.scan(add, (*nothing, buffers), (pieces, keys))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "teacher_graph", "objective", "dtype"))
+def evaluate(
+    params: Any,
+    buffers: Any,
+    fixed: Any,
+    teacher: Any,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    graph: Any,
+    teacher_graph: Any = None,
+    objective: Objective,
+    dtype: DTypeLike | None = None,
+) -> Sums:
+    """The objective on a batch with given parameters; nothing is changed."""
+    return sums(
+        params, buffers, batch, key, fixed=fixed, teacher=teacher, graph=graph,
+        teacher_graph=teacher_graph, objective=objective, dtype=dtype,
+    )[0]  # fmt: skip
+
+
+def leaf_names(params: Any) -> list[str]:
+    """What `Metrics.bad` counts."""
+    return list(named(params))

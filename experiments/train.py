@@ -1,0 +1,76 @@
+"""Train a model or distil into one, and record it: python -m experiments.train --help"""
+
+from typing import Any
+
+from flax import nnx
+from omegaconf import DictConfig
+
+from experiments import records
+from experiments.checkpoints.planish import Checkpoint
+from experiments.entry import entry_point, resolved
+from experiments.evaluation.footprint import bytes_on_disk
+from experiments.progress import console
+from experiments.report import table
+from experiments.runs import run as runs
+from experiments.training import saving
+from experiments.training.loop import train
+from experiments.training.planning import Plan, plan
+
+
+def run(config: DictConfig) -> runs.Run:
+    """Train, evaluate, record: given back if finished before, gone on with if interrupted."""
+    plain = resolved(config)
+    at = runs.place("train", plain)
+    return runs.finished(at) or _run(config, plain, at)
+
+
+def prepare(config: DictConfig) -> Plan:
+    """What the configuration asks for, and what it will take."""
+    return plan(config)
+
+
+def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
+    planned = prepare(config)
+    planned.require(at.folder)
+    with runs.begin(at) as run:
+        job = planned.job()
+        with run.recorder.phase("train"):
+            state = train(job, run)
+        found: dict[str, Any] = {"training": job.summary(run.folder)}
+        if planned.source is not None:
+            found |= _kept(planned, job.trained(state), run, at)
+        return run.finish(
+            model=planned.facts(), data=job.examples.facts(), estimate=planned.estimate.facts(),
+            **found,
+        )  # fmt: skip
+
+
+def _kept(planned: Plan, model: nnx.Module, run: runs.OpenRun, at: runs.Place) -> dict[str, Any]:
+    """The checkpoint of a language model, and what it is worth."""
+    assert planned.source is not None and planned.windows is not None
+    folder = run.folder / "checkpoint"
+    if not folder.exists():
+        notes = {
+            "identity": at.identity,
+            "recipe": planned.recipe(),
+            "source": planned.facts(),
+            "calibration": {"name": planned.windows.name, "digest": planned.windows.digest},
+        }
+        saving.save(model, folder, planned.source.tokenizer(), notes, check=run.claim.check)
+    with run.recorder.phase("evaluate"):
+        metrics = planned.evaluation(Checkpoint(folder), planned.windows)
+    return {"metrics": metrics, "bytes_on_disk": bytes_on_disk(folder)}
+
+
+@entry_point("train")
+def main(config: DictConfig) -> runs.Run:
+    done = run(config)
+    console.print(table([done.record]))
+    if done.checkpoint.exists():
+        console.print(f"checkpoint: {done.checkpoint}", soft_wrap=True)
+    console.print(f"record:     {done.folder / records.FILE}", soft_wrap=True)
+    return done
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The optimizer that a configuration describes: Hydra's nodes from the inside out.
+
+    averaging(outer(sparsity(chain(clipping, optimizer))))
+
+Every number called `learning_rate` in them is the peak of the run's schedule.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import hydra
+import optax
+from omegaconf import DictConfig, OmegaConf
+
+from algorithms.optimizers.groups import assignment, named
+from experiments.entry import build
+from experiments.errors import UserError
+
+SCALED = "algorithms.optimizers.schedules.scaled"
+AROUND = ("sparsity", "outer", "averaging")  # functions of an optimizer, innermost first
+
+
+def build_optimizer(config: DictConfig) -> optax.GradientTransformation:
+    """Raises UserError for settings that an optimizer refuses."""
+    schedule = OmegaConf.to_container(config.schedule, resolve=True)
+    scheduled = OmegaConf.create(
+        {
+            group: _scheduled(OmegaConf.to_container(config[group], resolve=True), schedule)
+            for group in ("optimizer", *AROUND)
+        }
+    )
+    found = build(scheduled, "optimizer")
+    if config.clip is not None:
+        if not config.clip > 0:
+            raise UserError(f"clip={config.clip} must be positive, or null.")
+        found = optax.chain(optax.clip_by_global_norm(config.clip), found)
+    for group in AROUND:
+        if scheduled[group]:
+            around = hydra.utils.instantiate(scheduled[group])
+            try:
+                found = around(found)
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{group}: {error}") from error
+    return optax.with_extra_args_support(found)
+
+
+def build_schedule(config: DictConfig) -> Any:
+    """What every learning rate is multiplied by, after so many steps."""
+    return build(config, "schedule")
+
+
+def assigned(config: DictConfig, params: Any) -> dict[str, str]:
+    """The optimizer of each parameter, for a dry run: group and name.
+
+    Raises UserError for a parameter that belongs to no group.
+    """
+    node = config.optimizer
+    if "match" not in node:
+        return dict.fromkeys(named(params), _name(node))
+    match = {str(group): str(pattern) for group, pattern in node.match.items()}
+    try:
+        found = assignment(params, match)
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}") from error
+    return {name: f"{group}: {_name(node[group])}" for name, group in found.items()}
+
+
+def _name(node: Any) -> str:
+    return str(node["_target_"]).rpartition(".")[-1]
+
+
+def _scheduled(node: Any, schedule: Any) -> Any:
+    """With a schedule in place of every learning rate."""
+    if isinstance(node, Mapping):
+        return {key: _entry(key, value, schedule) for key, value in node.items()}
+    return [_scheduled(value, schedule) for value in node] if isinstance(node, list) else node
+
+
+def _entry(key: Any, value: Any, schedule: Any) -> Any:
+    if key == "learning_rate" and isinstance(value, int | float):
+        return {"_target_": SCALED, "schedule": schedule, "peak": value}
+    return _scheduled(value, schedule)

@@ -1,0 +1,227 @@
+"""The training loop: batches in, a trained state out; killed at any moment, it loses nothing.
+
+State is saved every so many steps, in the background, after everything due at that step has been
+evaluated and logged. So a resumed run does each step and each evaluation exactly once more than
+what its state already stands for, with the same bits.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+
+from algorithms import training
+from algorithms.optimizers.evaluation import eval_params
+from algorithms.training import Batch, Metrics, Objective, Parts, TrainState
+from experiments import progress
+from experiments.checkpoints.state import StateKeeper
+from experiments.errors import UserError
+from experiments.runs.run import OpenRun
+from experiments.training.data import Examples, Order, chunks
+from experiments.training.metrics import FILE, MetricsLog, finite, numbers, read
+
+STATE = "state"  # folder of a run's saved states
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long a run is, and what happens how often, in steps."""
+
+    steps: int
+    log_every: int = 10
+    evaluate_every: int | None = None  # on held-out examples; None: at the end alone
+    save_every: int = 100
+    keep: int = 2  # saved states
+    evaluation_batch: int = 16  # held-out examples at a time
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "save_every", "keep", "evaluation_batch"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name}={value} must be at least 1.")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise UserError(f"evaluate_every={self.evaluate_every} must be at least 1, or null.")
+
+    def due(self, every: int | None, step: int) -> bool:
+        """Whether something is, after so many steps; the last step is always."""
+        return step == self.steps or (every is not None and step % every == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be trained, on what, by what."""
+
+    parts: Parts
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    examples: Examples
+    order: Order
+    pace: Pace
+    seed: int
+    accumulate: int = 1
+    dtype: DTypeLike | None = None
+    teacher_graph: Any = None
+    teacher: Any = None  # its arrays
+    schedule: Callable[[int], float] | None = None  # of the learning rates, for the log
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return training.step(
+            state, self.parts.fixed, self.teacher, batch, graph=self.parts.graph,
+            teacher_graph=self.teacher_graph, objective=self.objective, optimizer=self.optimizer,
+            accumulate=self.accumulate, dtype=self.dtype,
+        )  # fmt: skip
+
+    def begin(self) -> TrainState:
+        """A state of its own memory: the model's arrays are not given away with it."""
+        key = jax.random.key(self.seed)
+        state = training.init(self.parts, self.optimizer, key)
+        return jax.tree.map(functools.partial(jnp.array, copy=True), state)
+
+    def trained(self, state: TrainState) -> Any:
+        """The model as it is evaluated and saved."""
+        return self.parts.merged(_evaluated(state.optimizer, state.params), state.buffers)
+
+    def summary(self, folder: Path) -> dict[str, Any]:
+        """What a record says of the run: the last held-out means, and the curves."""
+        lines = read(folder / FILE)
+        heldout = [(line["step"], line["heldout"]) for line in lines if "heldout" in line]
+        return {"steps": self.pace.steps, "heldout": heldout[-1][1], "curve": [
+            [step, found["loss"]] for step, found in heldout]}  # fmt: skip
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Means over all held-out examples, of the parameters that the optimizer evaluates."""
+        params = _evaluated(state.optimizer, state.params)
+        key, totals, count = jax.random.key(self.seed), dict[str, float](), 0.0
+        for batch in chunks(self.examples.heldout, self.pace.evaluation_batch):
+            found = training.evaluate(
+                params, state.buffers, self.parts.fixed, self.teacher,
+                _filled(batch, self.pace.evaluation_batch), key, graph=self.parts.graph,
+                teacher_graph=self.teacher_graph, objective=self.objective, dtype=self.dtype,
+            )  # fmt: skip
+            for name, total in {"loss": found.loss, **found.watched}.items():
+                totals[name] = totals.get(name, 0.0) + float(total)
+            count += float(found.count)
+        return {name: total / count for name, total in sorted(totals.items())}
+
+
+_evaluated = jax.jit(eval_params)
+
+
+def _filled(batch: Batch, size: int) -> Batch:
+    """A batch of the size that is compiled: what is added counts nothing."""
+    mask = np.ones(batch.targets.shape, np.float32) if batch.mask is None else batch.mask
+    lacking = size - len(batch.inputs)
+
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.repeat(x[:1], lacking, 0)]) if lacking else x
+
+    none = np.zeros((lacking, *mask.shape[1:]), np.float32)
+    return Batch(filled(batch.inputs), filled(batch.targets), np.concatenate([mask, none]))
+
+
+def train(job: Job, run: OpenRun) -> TrainState:
+    """The state after the last step, from wherever an earlier attempt left it.
+
+    Raises UserError if a loss or gradient is not finite.
+    """
+    log = MetricsLog(run.folder, run.journal.listeners)
+    with StateKeeper(run.folder / STATE, job.pace.keep, warn=run.warn) as keeper:
+        state = _resumed(job, keeper, log)
+        first = int(state.step)
+        with progress.steps("train", job.pace.steps, done=first) as tell:
+            return _Loop(job, run, log, keeper, tell).go(state, first)
+
+
+def _resumed(job: Job, keeper: StateKeeper, log: MetricsLog) -> TrainState:
+    state = job.begin()
+    restored = keeper.latest(state)
+    log.cut(0 if restored is None else restored.extra["metrics"])
+    return state if restored is None else restored.state
+
+
+class _Loop:
+    """One attempt. The metrics of a step are looked at when the next one is under way, so that
+    neither the device nor the host waits.
+    """
+
+    def __init__(
+        self, job: Job, run: OpenRun, log: MetricsLog, keeper: StateKeeper,
+        tell: Callable[[str], None],
+    ):  # fmt: skip
+        self.job, self.run, self.log, self.keeper, self.tell = job, run, log, keeper, tell
+        self.pending: tuple[int, Metrics] | None = None
+        self.clock, self.since = time.perf_counter(), 0
+        self.names = training.leaf_names(job.parts.params)
+
+    def go(self, state: TrainState, first: int) -> TrainState:
+        job, pace = self.job, self.job.pace
+        for n in range(first, pace.steps):
+            state, metrics = job.step(state, job.order.draw(job.examples.train, n))
+            self.look()
+            self.pending = (n + 1, metrics)
+            evaluating = pace.due(pace.evaluate_every, n + 1)
+            saving = pace.due(pace.save_every, n + 1)
+            if evaluating or saving:
+                self.look()
+            if evaluating:
+                self.evaluate(state, n + 1)
+            if saving:
+                self.run.claim.check()
+                self.keeper.save(n + 1, state, {"metrics": self.log.sync()})
+        return state
+
+    def evaluate(self, state: TrainState, step: int) -> None:
+        found = self.job.evaluate(state)
+        if not finite(found):
+            raise UserError(
+                f"After step {step} the held-out loss is {found['loss']}: lower the learning rate, "
+                "clip gradients (clip=1.0) or warm up longer."
+            )
+        self.log.append(step=step, heldout=found)
+
+    def look(self) -> None:
+        """At the metrics of the step before, which are there by now."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        means = numbers(metrics.means)
+        if int(metrics.bad) >= 0 or not finite(means):
+            self._stop(step, metrics, means)
+        if self.job.pace.due(self.job.pace.log_every, step):
+            scale = (
+                {}
+                if self.job.schedule is None
+                else {"schedule": float(self.job.schedule(step - 1))}
+            )
+            norm = float(metrics.gradient_norm)
+            self.log.append(step=step, train=means, gradient_norm=norm, **scale)
+            self._time(step)
+        self.tell(f"loss {means['loss']:.4f}")
+
+    def _time(self, step: int) -> None:
+        now = time.perf_counter()
+        if self.since:  # the first interval compiles
+            batch, targets = self.job.order.batch, self.job.examples.train.targets
+            positions = (step - self.since) * batch * int(np.prod(targets.shape[1:]))
+            self.run.note("speed", step=step, positions_per_second=positions / (now - self.clock))
+        self.clock, self.since = now, step
+
+    def _stop(self, step: int, metrics: Metrics, means: Mapping[str, float]) -> None:
+        bad = int(metrics.bad)
+        where = f", first in the gradient of {self.names[bad]}" if bad >= 0 else ""
+        saved = step - 1 - (step - 1) % self.job.pace.save_every
+        kept = f"the state of step {saved} is kept in {self.run.folder / STATE}" if saved else (
+            "no state had been saved yet"
+        )  # fmt: skip
+        self.keeper.wait()
+        raise UserError(
+            f"The loss at step {step} is {means['loss']}{where}, and not every number is finite: "
+            f"{kept}; lower the learning rate, clip gradients (clip=1.0) or warm up longer."
+        )
