@@ -94,6 +94,16 @@ def _kernel(w: Float[Array, "*e o i"], *, dtype: Any) -> Float[Array, "*e i o"]:
     return w.swapaxes(-1, -2).astype(dtype)
 
 
+def linear(w: Float[Array, "o i"], bias: Float[Array, " o"] | None = None) -> nnx.Linear:
+    """A linear layer of a given weight."""
+    o, i = w.shape
+    made = nnx.eval_shape(lambda: nnx.Linear(i, o, use_bias=bias is not None, rngs=nnx.Rngs(0)))
+    set_weight(made, w)
+    if made.bias is not None and bias is not None:
+        made.bias.set_value(bias)
+    return made
+
+
 def compress_linear(root: nnx.Module, path: str, tensor: CompressedTensor) -> None:
     """Replace the linear layer at `path` by one that computes on `tensor`, its bias kept."""
     linear: Any = linear_at(root, path)

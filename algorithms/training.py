@@ -4,8 +4,8 @@ Of a model's variables, `Learned` ones are moved by the optimizer, `Buffer`s (st
 running maxima) are whatever the forward pass leaves in them, and the rest is fixed: it is an
 argument of the step and no part of its state, so that frozen weights are neither copied nor saved.
 
-Losses are sums with a count, so that a batch in several parts has the very gradient of the whole,
-also where a mask leaves each part another number of positions.
+Losses are sums with the number of positions, so that a batch in several parts has the gradient of
+the whole, also where a mask leaves each part another number of positions.
 """
 
 import functools
@@ -19,9 +19,10 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key
 
 from algorithms.optimizers.groups import named
+from algorithms.tensors import CompressedTensor
 from models.predictions import Predictions
 
 
@@ -32,21 +33,21 @@ class Buffer(nnx.Variable):
 class Batch(NamedTuple):
     """Of B windows of T tokens, or of B examples (no T)."""
 
-    inputs: Shaped[Array, "B *_"]
-    targets: Int[Array, "B *T"]
-    mask: Float[Array, "B *T"] | None = None  # what each position counts; None: all count one
+    inputs: Any  # [B, T] tokens, or [B, …]
+    targets: Any  # [B, T] or [B]
+    mask: Any | None = None  # what each position counts; None: all count one
 
 
 class Sums(NamedTuple):
     """Over the positions of a batch."""
 
-    loss: Float[Array, ""]  # what is minimized, once it is divided by the count
-    count: Float[Array, ""]
+    loss: Float[Array, ""]  # what is minimized, once it is divided by their number
+    positions: Float[Array, ""]  # or what they count together
     watched: dict[str, Float[Array, ""]] = {}  # what is only looked at, sums too  # noqa: RUF012
 
     def means(self) -> dict[str, Float[Array, ""]]:
         found = {"loss": self.loss, **self.watched}
-        return {name: total / self.count for name, total in found.items()}
+        return {name: total / self.positions for name, total in found.items()}
 
 
 class Objective(Protocol):
@@ -93,7 +94,8 @@ def take_apart(model: nnx.Module, trainable: str = ".*") -> Parts:
         name = ".".join(map(str, path))
         return isinstance(variable, nnx.Param) and bool(pattern.fullmatch(name))
 
-    parts = Parts(*nnx.split(model, learned, Buffer, ...))
+    graph, params, buffers, *fixed = nnx.split(model, learned, Buffer, ...)
+    parts = Parts(graph, params, buffers, *fixed)
     if not jax.tree.leaves(parts.params):
         raise ValueError(f"trainable={trainable!r} matches no parameter of the model.")
     return parts
@@ -114,12 +116,7 @@ class Metrics(NamedTuple):
     bad: Int[Array, ""]  # the first leaf whose gradient is not finite; -1: all are
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("graph", "teacher_graph", "objective", "optimizer", "accumulate", "dtype"),
-    donate_argnames=("state",),
-)
-def step(
+def take_step(
     state: TrainState,
     fixed: Any,
     teacher: Any,
@@ -148,10 +145,10 @@ def step(
 
     def value(params: Any, *_: Any) -> Float[Array, ""]:
         found = gradients(params)[2]
-        return found.loss / found.count
+        return found.loss / found.positions
 
     grads, buffers, found = gradients(state.params)
-    loss = found.loss / found.count
+    loss = found.loss / found.positions
     squares = jnp.stack(
         [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
     )
@@ -164,6 +161,13 @@ def step(
         state.step + 1, optax.apply_updates(state.params, updates), buffers, moved, state.key
     )
     return after, Metrics(found.means(), jnp.sqrt(jnp.sum(squares)), bad.astype(jnp.int32))
+
+
+step = jax.jit(
+    take_step,
+    static_argnames=("graph", "teacher_graph", "objective", "optimizer", "accumulate", "dtype"),
+    donate_argnames=("state",),
+)
 
 
 def sums(
@@ -183,14 +187,20 @@ def sums(
 
 
 def _cast(tree: Any, dtype: DTypeLike | None) -> Any:
-    """Floating-point arrays in the dtype that is computed in."""
+    """Floating-point arrays in the dtype that is computed in; compressed weights stay as they are,
+    whose scales are part of what is stored.
+    """
     if dtype is None:
         return tree
 
-    def cast(x: Array) -> Array:
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    def kept(x: Any) -> bool:
+        return isinstance(x, CompressedTensor)
 
-    return jax.tree.map(cast, tree)
+    def cast(x: Any) -> Any:
+        floating = not kept(x) and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if floating else x
+
+    return jax.tree.map(cast, tree, is_leaf=kept)
 
 
 def _accumulated(
@@ -207,7 +217,7 @@ def _accumulated(
         grads, (found, buffers) = gradient(params, buffers, batch, key)
     else:
         grads, found, buffers = _in_parts(gradient, params, buffers, batch, key, parts)
-    return jax.tree.map(lambda g: (g / found.count).astype(g.dtype), grads), buffers, found
+    return jax.tree.map(lambda g: (g / found.positions).astype(g.dtype), grads), buffers, found
 
 
 def _in_parts(gradient, params, buffers, batch: Batch, key, parts: int):

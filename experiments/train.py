@@ -15,6 +15,7 @@ from experiments.runs import run as runs
 from experiments.training import saving
 from experiments.training.loop import train
 from experiments.training.planning import Plan, plan
+from models.decoder import Decoder
 
 
 def run(config: DictConfig) -> runs.Run:
@@ -56,6 +57,7 @@ def _kept(planned: Plan, model: nnx.Module, run: runs.OpenRun, at: runs.Place) -
             "source": planned.facts(),
             "calibration": {"name": planned.windows.name, "digest": planned.windows.digest},
         }
+        assert isinstance(model, Decoder)
         saving.save(model, folder, planned.source.tokenizer(), notes, check=run.claim.check)
     with run.recorder.phase("evaluate"):
         metrics = planned.evaluation(Checkpoint(folder), planned.windows)

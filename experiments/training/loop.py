@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.typing import DTypeLike
 
-from algorithms import training
+from algorithms import parametrization, training
 from algorithms.optimizers.evaluation import eval_params
 from algorithms.training import Batch, Metrics, Objective, Parts, TrainState
 from experiments import progress
@@ -84,9 +85,11 @@ class Job:
         state = training.init(self.parts, self.optimizer, key)
         return jax.tree.map(functools.partial(jnp.array, copy=True), state)
 
-    def trained(self, state: TrainState) -> Any:
+    def trained(self, state: TrainState) -> nnx.Module:
         """The model as it is evaluated and saved."""
-        return self.parts.merged(_evaluated(state.optimizer, state.params), state.buffers)
+        model = self.parts.merged(_evaluated(state.optimizer, state.params), state.buffers)
+        parametrization.finish(model)
+        return model
 
     def summary(self, folder: Path) -> dict[str, Any]:
         """What a record says of the run: the last held-out means, and the curves."""
@@ -107,7 +110,7 @@ class Job:
             )  # fmt: skip
             for name, total in {"loss": found.loss, **found.watched}.items():
                 totals[name] = totals.get(name, 0.0) + float(total)
-            count += float(found.count)
+            count += float(found.positions)
         return {name: total / count for name, total in sorted(totals.items())}
 
 

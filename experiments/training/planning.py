@@ -14,6 +14,7 @@ from rich.table import Table
 
 from algorithms import training
 from algorithms.optimizers.groups import named
+from algorithms.parametrization import Parametrization
 from algorithms.training import Batch, Objective, Parts
 from experiments import hardware
 from experiments.checkpoints.loading import load_model
@@ -27,6 +28,7 @@ from experiments.progress import console
 from experiments.training.building import assigned, build_optimizer, build_schedule
 from experiments.training.data import Examples, Order, next_tokens
 from experiments.training.loop import Job, Pace
+from models.decoder import Decoder
 
 # Seconds of one step over its operations at the rate of products alone; bytes over what the
 # program's order of operations holds. Fitted to the runs of `measurements.estimates`.
@@ -98,7 +100,9 @@ class Plan:
     def job(self) -> Job:
         """Everything loaded."""
         plain = resolved(self.config)
-        parts = training.take_apart(self._module(plain["seeds"]["init"]), plain["trainable"])
+        module = self._module(plain["seeds"]["init"])
+        _parametrize(self.config, module, jax.random.key(plain["seeds"]["init"]))
+        parts = training.take_apart(module, learned(self.config))
         graph = teacher = None
         if self.teacher is not None:
             graph, teacher = nnx.split(load_model(self.teacher))
@@ -133,7 +137,7 @@ def plan(config: DictConfig) -> Plan:
         raise UserError(f"accumulate={plain['accumulate']} must divide batch={plain['batch']}.")
     optimizer, objective = build_optimizer(config), build(config, "loss")
     try:
-        shapes = training.take_apart(_abstract(model), plain["trainable"])
+        shapes = training.take_apart(_abstract(config, model), learned(config))
     except ValueError as error:
         raise UserError(str(error)) from error
     assigned(config, shapes.params)
@@ -174,13 +178,37 @@ def _require_alike(model: Any, teacher: Any) -> None:
         )
 
 
-def _abstract(model: Any) -> nnx.Module:
-    """The module without memory."""
-    if isinstance(model, Source):
-        from models.decoder import Decoder
+def learned(config: DictConfig) -> str:
+    """The parameters that are trained: what the run says, or else its parametrization."""
+    if config.trainable is not None:
+        return str(config.trainable)
+    said = [getattr(each, "learned", None) for each in _parametrizations(config)]
+    return next((pattern for pattern in said if pattern is not None), ".*")
 
-        return nnx.eval_shape(lambda: Decoder(model.config, rngs=nnx.Rngs(0)))
-    return nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0)))
+
+def _parametrizations(config: DictConfig) -> list[Parametrization]:
+    return [build(config, group) for group in ("parametrization", "precision") if config[group]]
+
+
+def _parametrize(config: DictConfig, module: nnx.Module, key: Any) -> None:
+    """Raises UserError where a layer is refused."""
+    for each in _parametrizations(config):
+        try:
+            each.apply(module, key)
+        except ValueError as error:
+            raise UserError(f"parametrization: {error}") from error
+
+
+def _abstract(config: DictConfig, model: Any) -> nnx.Module:
+    """The module that is trained, without memory."""
+
+    def made() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        module = Decoder(model.config, rngs=rngs) if isinstance(model, Source) else model(rngs=rngs)
+        _parametrize(config, module, jax.random.key(0))
+        return module
+
+    return nnx.eval_shape(made)
 
 
 def _estimate(
@@ -193,9 +221,9 @@ def _estimate(
     )
     graph = others = None
     if teacher is not None:
-        graph, others = nnx.split(_abstract(teacher))
+        graph, others = nnx.split(nnx.eval_shape(lambda: Decoder(teacher.config, rngs=nnx.Rngs(0))))
     step = functools.partial(
-        training.step.__wrapped__, graph=shapes.graph, teacher_graph=graph, objective=objective,
+        training.take_step, graph=shapes.graph, teacher_graph=graph, objective=objective,
         optimizer=optimizer, accumulate=plain["accumulate"], dtype=plain["dtype"],
     )  # fmt: skip
     found = work(step, state, shapes.fixed, others, _batch(examples, plain["batch"]))
