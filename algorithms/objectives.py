@@ -19,7 +19,7 @@ class CrossEntropy:
     (Chowdhery et al., PaLM, arXiv:2204.02311, 1e-4).
     """
 
-    z_loss: float = 0.0
+    z_loss: float | int = 0.0
 
     def __post_init__(self) -> None:
         if self.z_loss < 0:

@@ -11,7 +11,7 @@ the whole, also where a mask leaves each part another number of positions.
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from algorithms.optimizers.groups import named
 from algorithms.tensors import CompressedTensor
 from models.predictions import Predictions
+from models.sharding import constrained
 
 
 class Buffer(nnx.Variable):
@@ -50,12 +51,8 @@ class Sums(NamedTuple):
         return {name: total / self.positions for name, total in found.items()}
 
 
-class Objective(Protocol):
-    """What is minimized, by the student's predictions and a teacher's where there is one."""
-
-    def __call__(
-        self, student: Predictions, teacher: Predictions | None, batch: Batch, key: Key[Array, ""]
-    ) -> Sums: ...
+# What is minimized: of the student's predictions, a teacher's where there is one, the batch, a key.
+Objective = Callable[[Predictions, Predictions | None, Batch, Any], Sums]
 
 
 class TrainState(NamedTuple):
@@ -94,8 +91,8 @@ def take_apart(model: nnx.Module, trainable: str = ".*") -> Parts:
         name = ".".join(map(str, path))
         return isinstance(variable, nnx.Param) and bool(pattern.fullmatch(name))
 
-    graph, params, buffers, *fixed = nnx.split(model, learned, Buffer, ...)
-    parts = Parts(graph, params, buffers, *fixed)
+    split: Any = nnx.split(model, learned, Buffer, ...)
+    parts = Parts(*split)
     if not jax.tree.leaves(parts.params):
         raise ValueError(f"trainable={trainable!r} matches no parameter of the model.")
     return parts
@@ -128,16 +125,20 @@ def take_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     dtype: DTypeLike | None = None,
+    remat: bool = False,
+    layout: tuple[Any, ...] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The state after one step of the optimizer on one batch.
 
     fixed, teacher: the arrays of what is not learned. accumulate: parts that the batch comes in,
     one after the other, to save memory. dtype: what the model computes in; None: in its own.
+    remat: whether blocks compute their activations anew in the backward pass. layout: where each
+    leaf of the state lies (`models.sharding`); None: on one device.
     """
     key = jax.random.fold_in(state.key, state.step)
     forward = functools.partial(
         sums, fixed=fixed, teacher=teacher, graph=graph, teacher_graph=teacher_graph,
-        objective=objective, dtype=dtype,
+        objective=objective, dtype=dtype, remat=remat,
     )  # fmt: skip
 
     def gradients(params: Any) -> tuple[Any, Any, Sums]:
@@ -160,12 +161,23 @@ def take_step(
     after = TrainState(
         state.step + 1, optax.apply_updates(state.params, updates), buffers, moved, state.key
     )
-    return after, Metrics(found.means(), jnp.sqrt(jnp.sum(squares)), bad.astype(jnp.int32))
+    return constrained(after, layout), Metrics(
+        found.means(), jnp.sqrt(jnp.sum(squares)), bad.astype(jnp.int32)
+    )
 
 
 step = jax.jit(
     take_step,
-    static_argnames=("graph", "teacher_graph", "objective", "optimizer", "accumulate", "dtype"),
+    static_argnames=(
+        "graph",
+        "teacher_graph",
+        "objective",
+        "optimizer",
+        "accumulate",
+        "dtype",
+        "remat",
+        "layout",
+    ),
     donate_argnames=("state",),
 )
 
@@ -173,6 +185,7 @@ step = jax.jit(
 def sums(
     params: Any, buffers: Any, batch: Batch, key: Key[Array, ""], *, fixed: Any, teacher: Any,
     graph: Any, teacher_graph: Any, objective: Objective, dtype: DTypeLike | None,
+    remat: bool = False,
 ) -> tuple[Sums, Any]:  # fmt: skip
     """The objective on a batch, and the buffers that the forward pass leaves."""
     model: Any = nnx.merge(graph, *(_cast(x, dtype) for x in (params, buffers, fixed)), copy=True)
@@ -180,7 +193,8 @@ def sums(
     if teacher_graph is not None:
         other: Any = nnx.merge(teacher_graph, _cast(teacher, dtype), copy=True)
         taught = jax.tree.map(lax.stop_gradient, other.predictions(batch.inputs))
-    found = objective(model.predictions(batch.inputs), taught, batch, key)
+    options = {"remat": True} if remat else {}
+    found = objective(model.predictions(batch.inputs, **options), taught, batch, key)
     return found, jax.tree.map(
         lambda new, old: new.astype(old.dtype), nnx.state(model, Buffer), buffers
     )

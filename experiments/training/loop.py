@@ -17,17 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from algorithms import parametrization, training
 from algorithms.optimizers.evaluation import eval_params
+from algorithms.optimizers.groups import named
 from algorithms.training import Batch, Metrics, Objective, Parts, TrainState
 from experiments import progress
 from experiments.checkpoints.state import StateKeeper
 from experiments.errors import UserError
 from experiments.runs.run import OpenRun
+from experiments.training import parallel
 from experiments.training.data import Examples, Order, chunks
 from experiments.training.metrics import FILE, MetricsLog, finite, numbers, read
+from models.config import DecoderConfig
 
 STATE = "state"  # folder of a run's saved states
 
@@ -55,7 +59,7 @@ class Pace:
         return step == self.steps or (every is not None and step % every == 0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Job:
     """What is to be trained, on what, by what."""
 
@@ -71,19 +75,50 @@ class Job:
     teacher_graph: Any = None
     teacher: Any = None  # its arrays
     schedule: Callable[[int], float] | None = None  # of the learning rates, for the log
+    remat: bool = False
+    mesh: Mesh | None = None
+    config: DecoderConfig | None = None  # of the model, by which it lies on the mesh
+
+    teacher_config: DecoderConfig | None = None
+
+    @functools.cached_property
+    def state_layout(self) -> tuple[NamedSharding, ...] | None:
+        state = jax.eval_shape(self._initial, self.parts._replace(graph=None))
+        return self._layout(state, self.config, self.parts.params)
+
+    @functools.cached_property
+    def fixed(self) -> Any:
+        """The model's arrays that are not learned, in their places."""
+        fixed = self.parts.fixed
+        return parallel.put(fixed, self._layout(fixed, self.config, fixed))
+
+    @functools.cached_property
+    def taught(self) -> Any:
+        """The teacher's arrays, in their places."""
+        teacher = self.teacher
+        return parallel.put(teacher, self._layout(teacher, self.teacher_config, teacher))
+
+    def _layout(self, tree: Any, config: DecoderConfig | None, params: Any) -> Any:
+        if self.mesh is None:
+            return None
+        return parallel.layout(self.mesh, tree, config, named(params))
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = parallel.put_batch(batch, self.mesh)
         return training.step(
-            state, self.parts.fixed, self.teacher, batch, graph=self.parts.graph,
+            state, self.fixed, self.taught, batch, graph=self.parts.graph,
             teacher_graph=self.teacher_graph, objective=self.objective, optimizer=self.optimizer,
-            accumulate=self.accumulate, dtype=self.dtype,
+            accumulate=self.accumulate, dtype=self.dtype, remat=self.remat,
+            layout=self.state_layout,
         )  # fmt: skip
 
     def begin(self) -> TrainState:
         """A state of its own memory: the model's arrays are not given away with it."""
-        key = jax.random.key(self.seed)
-        state = training.init(self.parts, self.optimizer, key)
-        return jax.tree.map(functools.partial(jnp.array, copy=True), state)
+        state = jax.tree.map(functools.partial(jnp.array, copy=True), self._initial(self.parts))
+        return parallel.put(state, self.state_layout)
+
+    def _initial(self, parts: Parts) -> TrainState:
+        return training.init(parts, self.optimizer, jax.random.key(self.seed))
 
     def trained(self, state: TrainState) -> nnx.Module:
         """The model as it is evaluated and saved."""
@@ -103,9 +138,10 @@ class Job:
         params = _evaluated(state.optimizer, state.params)
         key, totals, count = jax.random.key(self.seed), dict[str, float](), 0.0
         for batch in chunks(self.examples.heldout, self.pace.evaluation_batch):
+            whole = _filled(batch, self.pace.evaluation_batch)
             found = training.evaluate(
-                params, state.buffers, self.parts.fixed, self.teacher,
-                _filled(batch, self.pace.evaluation_batch), key, graph=self.parts.graph,
+                params, state.buffers, self.fixed, self.taught,
+                parallel.put_batch(whole, self.mesh), key, graph=self.parts.graph,
                 teacher_graph=self.teacher_graph, objective=self.objective, dtype=self.dtype,
             )  # fmt: skip
             for name, total in {"loss": found.loss, **found.watched}.items():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -28,6 +29,7 @@ from experiments.progress import console
 from experiments.training.building import assigned, build_optimizer, build_schedule
 from experiments.training.data import Examples, Order, next_tokens
 from experiments.training.loop import Job, Pace
+from experiments.training.parallel import Devices
 from models.decoder import Decoder
 
 # Seconds of one step over its operations at the rate of products alone; bytes over what the
@@ -52,6 +54,7 @@ class Plan:
     evaluation: Any
     estimate: Estimate
     shapes: Parts  # of the model, without memory
+    mesh: Mesh | None
 
     @property
     def source(self) -> Source | None:
@@ -110,6 +113,9 @@ class Plan:
             parts, self.objective, self.optimizer, self.examples, self.order, self.pace,
             seed=plain["seeds"]["method"], accumulate=plain["accumulate"], dtype=plain["dtype"],
             teacher_graph=graph, teacher=teacher, schedule=build_schedule(self.config),
+            remat=plain["remat"], mesh=self.mesh,
+            config=getattr(self.model, "config", None),
+            teacher_config=getattr(self.teacher, "config", None),
         )  # fmt: skip
 
     def _module(self, seed: int) -> nnx.Module:
@@ -135,6 +141,11 @@ def plan(config: DictConfig) -> Plan:
     order.require(pace.steps)
     if plain["batch"] % plain["accumulate"]:
         raise UserError(f"accumulate={plain['accumulate']} must divide batch={plain['batch']}.")
+    mesh = Devices(**plain["mesh"]).mesh(
+        getattr(model, "config", None), plain["batch"] // plain["accumulate"]
+    )
+    if plain["remat"] and not isinstance(model, Source):
+        raise UserError("remat=true: a classifier has no blocks to compute anew: choose false.")
     optimizer, objective = build_optimizer(config), build(config, "loss")
     try:
         shapes = training.take_apart(_abstract(config, model), learned(config))
@@ -144,7 +155,7 @@ def plan(config: DictConfig) -> Plan:
     found = _estimate(plain, shapes, examples, objective, optimizer, pace, teacher)
     return Plan(
         config, model, teacher, examples, windows, objective, optimizer, order, pace,
-        build(config, "evaluation"), found, shapes,
+        build(config, "evaluation"), found, shapes, mesh,
     )  # fmt: skip
 
 
@@ -225,6 +236,7 @@ def _estimate(
     step = functools.partial(
         training.take_step, graph=shapes.graph, teacher_graph=graph, objective=objective,
         optimizer=optimizer, accumulate=plain["accumulate"], dtype=plain["dtype"],
+        remat=plain["remat"],
     )  # fmt: skip
     found = work(step, state, shapes.fixed, others, _batch(examples, plain["batch"]))
     machine = hardware.Hardware(**plain["hardware"])

@@ -1,0 +1,110 @@
+"""Training on many devices, of one machine or several: where each array of a run lies.
+
+Everything is left to JAX: arrays are placed on a mesh once, and the compiler divides the step
+(GSPMD). Every process draws the same batches and keeps the shards that are its own.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from algorithms.optimizers.groups import named
+from algorithms.training import Batch
+from experiments.errors import UserError
+from models.config import DecoderConfig
+from models.sharding import AXES, BATCH, fitting, partition, require_divisible
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Devices:
+    """How many devices there are along each axis of the mesh (`models.sharding`)."""
+
+    data: int = 1
+    fsdp: int = 1
+    model: int = 1
+
+    def mesh(self, config: DecoderConfig | None, batch: int) -> Mesh | None:
+        """None where one device is asked for.
+
+        Raises UserError unless the axes take all devices, and divide the batch and the model.
+        """
+        sizes = [getattr(self, axis) for axis in AXES]
+        if sizes == [1, 1, 1]:
+            return None
+        if int(np.prod(sizes)) != jax.device_count():
+            raise UserError(
+                f"mesh: data={self.data} · fsdp={self.fsdp} · model={self.model} are "
+                f"{np.prod(sizes)} devices, and there are {jax.device_count()}: choose sizes with "
+                "that product."
+            )
+        if batch % (self.data * self.fsdp):
+            raise UserError(
+                f"mesh: data={self.data} · fsdp={self.fsdp} must divide the windows that are "
+                f"computed at once, batch / accumulate = {batch}: choose another batch or mesh."
+            )
+        found = jax.make_mesh(tuple(sizes), AXES, (jax.sharding.AxisType.Auto,) * 3)
+        if config is None:
+            if self.model > 1 or self.fsdp > 1:
+                raise UserError("mesh: a classifier is only split by data: choose mesh.data alone.")
+            return found
+        try:
+            require_divisible(config, found)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return found
+
+
+def layout(
+    mesh: Mesh, tree: Any, config: DecoderConfig | None, params: Mapping[str, Any]
+) -> tuple[NamedSharding, ...]:
+    """Of each leaf of a state: what is like a parameter, such as its moments, lies as it does.
+
+    params: the parameters by their paths.
+    """
+
+    def place(name: str, leaf: Any) -> NamedSharding:
+        mine = _parameter(name, leaf, params)
+        if mine is None or config is None:
+            return NamedSharding(mesh, PartitionSpec())
+        return fitting(mesh, partition(config, mine, leaf.shape), leaf.shape)
+
+    return tuple(place(name, leaf) for name, leaf in named(tree).items())
+
+
+def _parameter(name: str, leaf: Any, params: Mapping[str, Any]) -> str | None:
+    """The path of the parameter that a leaf of the state is of, if it has its shape."""
+    pieces = name.split(".")
+    for n in range(len(pieces)):
+        path = ".".join(pieces[n:])
+        if path in params and params[path].shape == leaf.shape:
+            return path
+    return None
+
+
+def put(tree: Any, shardings: tuple[NamedSharding, ...] | None) -> Any:
+    """Place a tree whose values every process has."""
+    if shardings is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    placed = [jax.device_put(x, s) for x, s in zip(leaves, shardings, strict=True)]
+    return jax.tree.unflatten(structure, placed)
+
+
+def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Windows over the devices that share them."""
+    if mesh is None:
+        return batch
+
+    def placed(x: Any) -> Any:
+        return None if x is None else jax.device_put(x, fitting_batch(mesh, len(x)))
+
+    return Batch(*map(placed, batch))
+
+
+def fitting_batch(mesh: Mesh, size: int) -> NamedSharding:
+    shared = mesh.shape["data"] * mesh.shape["fsdp"]
+    return NamedSharding(mesh, BATCH if size % shared == 0 else PartitionSpec())
