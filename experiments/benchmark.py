@@ -1,6 +1,6 @@
 """Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
-being killed, how far estimates are off, whether large models pass, and what damaged files do:
-python -m experiments.benchmark what=[gptq,perplexity,memory,interruptions,estimates,scale,hostile]
+being killed, how far estimates are off, whether large models pass, what damaged files do, and which
+optimizer learns fastest: python -m experiments.benchmark what=[gptq,perplexity,memory,…]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -27,6 +27,7 @@ from experiments.evaluation import floor
 from experiments.measurements.estimates import estimates
 from experiments.measurements.hostile.campaign import hostile
 from experiments.measurements.interruptions import interruptions
+from experiments.measurements.optimizers import optimizers
 from experiments.measurements.scale import scale, write_random_model
 from experiments.runs import run as runs
 
@@ -50,6 +51,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "interruptions": lambda plain, source, folder: interruptions(plain, folder),
         "hostile": lambda plain, source, folder: hostile(plain, folder),
         "estimates": lambda plain, source, folder: estimates(plain, source, folder, our_run),
+        "optimizers": lambda plain, source, folder: optimizers(plain, folder),
         "scale": lambda plain, source, folder: scale(plain, source, folder, our_run),
     }
     if unknown := set(plain["what"]) - set(measure):

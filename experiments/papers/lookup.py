@@ -26,9 +26,11 @@ ALGORITHM = "algorithm="
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run, by the overrides of conf/compress.yaml; evaluated, its model as it is."""
+    """One run, by the overrides of its command's conf/<command>.yaml; evaluated, by those of
+    conf/compress.yaml, its model as it is.
+    """
 
-    command: Literal["compress", "evaluate"]
+    command: Literal["compress", "evaluate", "train"]
     overrides: tuple[str, ...] = ()
     line: str = dataclasses.field(default="", compare=False)  # the command that makes it
 
@@ -84,7 +86,8 @@ def compose(run: Run) -> DictConfig:
             with hydra.initialize_config_dir(CONF, version_base="1.3"):
                 return _composed(run)
         except (HydraException, OmegaConfBaseException) as error:
-            configuration.check("compress", run.overrides)  # which says what was meant
+            command = "train" if run.command == "train" else "compress"
+            configuration.check(command, run.overrides)  # which says what was meant
             raise UserError(" ".join(str(error).split())) from error
 
 
@@ -92,6 +95,8 @@ def _composed(run: Run) -> DictConfig:
     """Overrides are of conf/compress.yaml: an evaluation takes of it what both commands have."""
     if run.command == "evaluate" and not run.overrides:
         return hydra.compose("evaluate")
+    if run.command == "train":
+        return hydra.compose("train", list(run.overrides))
     config = hydra.compose("compress", list(run.overrides))
     if run.command == "compress":
         return config

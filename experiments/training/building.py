@@ -25,7 +25,9 @@ def build_optimizer(config: DictConfig) -> optax.GradientTransformation:
     schedule = OmegaConf.to_container(config.schedule, resolve=True)
     scheduled = OmegaConf.create(
         {
-            group: _scheduled(OmegaConf.to_container(config[group], resolve=True), schedule)
+            group: _scheduled(
+                OmegaConf.to_container(config[group], resolve=True), schedule, config.learning_rates
+            )
             for group in ("optimizer", *AROUND)
         }
     )
@@ -69,14 +71,16 @@ def _name(node: Any) -> str:
     return str(node["_target_"]).rpartition(".")[-1]
 
 
-def _scheduled(node: Any, schedule: Any) -> Any:
+def _scheduled(node: Any, schedule: Any, factor: float) -> Any:
     """With a schedule in place of every learning rate."""
     if isinstance(node, Mapping):
-        return {key: _entry(key, value, schedule) for key, value in node.items()}
-    return [_scheduled(value, schedule) for value in node] if isinstance(node, list) else node
+        return {key: _entry(key, value, schedule, factor) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_scheduled(value, schedule, factor) for value in node]
+    return node
 
 
-def _entry(key: Any, value: Any, schedule: Any) -> Any:
+def _entry(key: Any, value: Any, schedule: Any, factor: float) -> Any:
     if key == "learning_rate" and isinstance(value, int | float):
-        return {"_target_": SCALED, "schedule": schedule, "peak": value}
-    return _scheduled(value, schedule)
+        return {"_target_": SCALED, "schedule": schedule, "peak": factor * value}
+    return _scheduled(value, schedule, factor)

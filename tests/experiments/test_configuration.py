@@ -1,5 +1,6 @@
 """Typing mistakes are refused with what was meant; what a configuration resolves to is kept."""
 
+import re
 from pathlib import Path
 
 import hydra
@@ -13,7 +14,15 @@ from tests.experiments import tiny
 GOLDEN = tiny.ROOT / "tests" / "golden" / "configs"
 ENTRY_POINTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
-JOBS = [(name, None) for name in ENTRY_POINTS] + [("compress", name) for name in EXPERIMENTS]
+
+
+def command(experiment):
+    """What an experiment is of, as its own header says."""
+    text = Path(CONF, "experiment", f"{experiment}.yaml").read_text()
+    return re.search(r"# command: +python -m experiments\.(\w+) experiment=", text)[1]
+
+
+JOBS = [(name, None) for name in ENTRY_POINTS] + [(command(name), name) for name in EXPERIMENTS]
 
 
 @pytest.mark.parametrize(
