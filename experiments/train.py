@@ -10,11 +10,11 @@ from experiments.checkpoints.planish import Checkpoint
 from experiments.entry import entry_point, resolved
 from experiments.evaluation.footprint import bytes_on_disk
 from experiments.progress import console
-from experiments.report import table
 from experiments.runs import run as runs
 from experiments.training import saving
 from experiments.training.loop import train
 from experiments.training.planning import Plan, plan
+from experiments.training.report import table
 from models.decoder import Decoder
 
 

@@ -110,7 +110,10 @@ def test_data_are_configured_with_their_own_defaults(name):
     fields = dataclasses.fields(hydra.utils.get_object(node._target_))
     own = {field.name: field.default for field in fields}
     assert {key for key in node if key != "_target_"} <= set(own)
-    if name != "wikitext2":
+    if "context" not in node:  # classes, no text
+        for key in ("train", "heldout"):
+            assert node[key] == own[key], key
+    elif name not in ("wikitext2", "enwiki_train"):
         for key in ("context", "calibration", "heldout", "draw"):
             assert node[key] == own[key], key
 

@@ -167,7 +167,7 @@ def _data(config: DictConfig, plain: dict[str, Any], model: Any) -> tuple[Window
                 "data: a text, which the model does not read: choose data=digits or data=mnist1d, "
                 "or a language model."
             )
-        return None, data.examples()
+        return None, data.examples(seed)
     if not hasattr(data, "windows"):
         raise UserError("data: no text, which the model reads: choose data=enwiki or data=text.")
     require_predictions(model.config, "tokens to be trained on")

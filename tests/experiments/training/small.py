@@ -10,7 +10,7 @@ from tests.experiments import tiny
 
 MODEL = ["model.hidden=16", "model.layers=1", "model.heads=2", "model.kv_heads=2",
          "model.head_size=8", "model.feed_forward=16", "model.context=17"]  # fmt: skip
-DATA = ["data=text", "data.context=17", "data.heldout=10"]
+DATA = ["data=text", "data.context=17", "data.calibration=null", "data.heldout=10"]
 PACE = ["steps=8", "batch=4", "log_every=2", "evaluate_every=4", "save_every=3",
         "evaluation_batch=4"]  # fmt: skip
 
