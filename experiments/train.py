@@ -11,16 +11,20 @@ from experiments.entry import entry_point, resolved
 from experiments.evaluation.footprint import bytes_on_disk
 from experiments.progress import console
 from experiments.runs import run as runs
-from experiments.training import saving
+from experiments.training import parallel, saving
 from experiments.training.loop import train
 from experiments.training.planning import Plan, plan
 from experiments.training.report import table
 from models.decoder import Decoder
 
 
-def run(config: DictConfig) -> runs.Run:
-    """Train, evaluate, record: given back if finished before, gone on with if interrupted."""
+def run(config: DictConfig) -> runs.Run | None:
+    """Train, evaluate, record: given back if finished before, gone on with if interrupted.
+
+    None in processes that train along with the first.
+    """
     plain = resolved(config)
+    parallel.Processes(**plain["processes"]).begin()
     at = runs.place("train", plain)
     return runs.finished(at) or _run(config, plain, at)
 
@@ -30,20 +34,30 @@ def prepare(config: DictConfig) -> Plan:
     return plan(config)
 
 
-def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
+def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run | None:
     planned = prepare(config)
     planned.require(at.folder)
+    if not parallel.leads():
+        _along(planned)
+        return None
     with runs.begin(at) as run:
         job = planned.job()
         with run.recorder.phase("train"):
             state = train(job, run)
         found: dict[str, Any] = {"training": job.summary(run.folder)}
+        model = job.trained(state)
         if planned.source is not None:
-            found |= _kept(planned, job.trained(state), run, at)
+            found |= _kept(planned, model, run, at)
         return run.finish(
             model=planned.facts(), data=job.examples.facts(), estimate=planned.estimate.facts(),
             **found,
         )  # fmt: skip
+
+
+def _along(planned: Plan) -> None:
+    """In a process that is not the first: it trains along, and writes nothing."""
+    job = planned.job()
+    job.trained(train(job, None))
 
 
 def _kept(planned: Plan, model: nnx.Module, run: runs.OpenRun, at: runs.Place) -> dict[str, Any]:
@@ -65,8 +79,10 @@ def _kept(planned: Plan, model: nnx.Module, run: runs.OpenRun, at: runs.Place) -
 
 
 @entry_point("train")
-def main(config: DictConfig) -> runs.Run:
+def main(config: DictConfig) -> runs.Run | None:
     done = run(config)
+    if done is None:
+        return None
     console.print(table([done.record]))
     if done.checkpoint.exists():
         console.print(f"checkpoint: {done.checkpoint}", soft_wrap=True)

@@ -48,7 +48,9 @@ def _run(settings: Sequence[str], name: str, factor: float, seed: int, runs: str
     overrides = [*settings, f"optimizer={name}", f"learning_rates={factor}", f"seed={seed}"]
     config = compose(Run("train", (*overrides, f"runs={runs}", "logger.tensorboard=false")))
     try:
-        record = train.run(config).record
+        done = train.run(config)
+        assert done is not None
+        record = done.record
     except UserError as error:
         if "not every number is finite" not in str(error) and "held-out loss" not in str(error):
             raise

@@ -18,7 +18,7 @@ from experiments.checkpoints.sources import open_source
 
 EXCLUDED = frozenset(
     {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra", "bits", "export",
-     "tasks", "save_every", "keep"}
+     "tasks", "save_every", "keep", "processes"}
 )  # fmt: skip
 SEEDS = frozenset({"seed", "seeds"})  # at any depth
 FOLDERS = frozenset({"include_path"})  # at any depth: every file counts, by its path within

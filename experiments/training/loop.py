@@ -5,6 +5,7 @@ evaluated and logged. So a resumed run does each step and each evaluation exactl
 what its state already stands for, with the same bits.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -122,7 +123,8 @@ class Job:
 
     def trained(self, state: TrainState) -> nnx.Module:
         """The model as it is evaluated and saved."""
-        model = self.parts.merged(_evaluated(state.optimizer, state.params), state.buffers)
+        whole = parallel.gather(state)
+        model = self.parts.merged(_evaluated(whole.optimizer, whole.params), whole.buffers)
         parametrization.finish(model)
         return model
 
@@ -165,24 +167,81 @@ def _filled(batch: Batch, size: int) -> Batch:
     return Batch(filled(batch.inputs), filled(batch.targets), np.concatenate([mask, none]))
 
 
-def train(job: Job, run: OpenRun) -> TrainState:
+def train(job: Job, run: OpenRun | None) -> TrainState:
     """The state after the last step, from wherever an earlier attempt left it.
 
+    run: None in processes that train along and write nothing.
     Raises UserError if a loss or gradient is not finite.
     """
-    log = MetricsLog(run.folder, run.journal.listeners)
-    with StateKeeper(run.folder / STATE, job.pace.keep, warn=run.warn) as keeper:
-        state = _resumed(job, keeper, log)
+    with contextlib.ExitStack() as stack:
+        files = _Nothing() if run is None else stack.enter_context(_Files(run, job.pace.keep))
+        state = _resumed(job, files)
         first = int(state.step)
         with progress.steps("train", job.pace.steps, done=first) as tell:
-            return _Loop(job, run, log, keeper, tell).go(state, first)
+            return _Loop(job, files, tell).go(state, first)
 
 
-def _resumed(job: Job, keeper: StateKeeper, log: MetricsLog) -> TrainState:
+def _resumed(job: Job, files: "_Files | _Nothing") -> TrainState:
     state = job.begin()
-    restored = keeper.latest(state)
-    log.cut(0 if restored is None else restored.extra["metrics"])
-    return state if restored is None else restored.state
+    if jax.process_count() == 1:
+        return files.latest(state) or state
+    whole = files.latest(parallel.gather(state))
+    return parallel.share(whole, state, job.state_layout) or state
+
+
+class _Files:
+    """What a run writes while it trains: metrics and states."""
+
+    def __init__(self, run: OpenRun, keep: int):
+        self.run = run
+        self.log = MetricsLog(run.folder, run.journal.listeners)
+        self.keeper = StateKeeper(run.folder / STATE, keep, warn=run.warn)
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.keeper.close()
+
+    def latest(self, template: TrainState) -> TrainState | None:
+        """The newest state, the metrics cut back to it; None where none was saved."""
+        restored = self.keeper.latest(template)
+        self.log.cut(0 if restored is None else restored.extra["metrics"])
+        return None if restored is None else restored.state
+
+    def save(self, step: int, state: TrainState) -> None:
+        self.run.claim.check()
+        self.keeper.save(step, state, {"metrics": self.log.sync()})
+
+    def append(self, **fields: Any) -> None:
+        self.log.append(**fields)
+
+    def note(self, event: str, **fields: Any) -> None:
+        self.run.note(event, **fields)
+
+    def kept(self) -> str:
+        """What is left of the states, for a sentence."""
+        self.keeper.wait()
+        steps = [int(path.name) for path in (self.run.folder / STATE).glob("[0-9]*")]
+        if not steps:
+            return "no state had been saved yet"
+        return f"the state of step {max(steps)} is kept in {self.run.folder / STATE}"
+
+
+class _Nothing:
+    """In a process that trains along: the first one writes."""
+
+    def latest(self, template: TrainState) -> None:
+        return None
+
+    def save(self, step: int, state: TrainState) -> None: ...
+
+    def append(self, **fields: Any) -> None: ...
+
+    def note(self, event: str, **fields: Any) -> None: ...
+
+    def kept(self) -> str:
+        return "the first process has the states"
 
 
 class _Loop:
@@ -190,11 +249,8 @@ class _Loop:
     neither the device nor the host waits.
     """
 
-    def __init__(
-        self, job: Job, run: OpenRun, log: MetricsLog, keeper: StateKeeper,
-        tell: Callable[[str], None],
-    ):  # fmt: skip
-        self.job, self.run, self.log, self.keeper, self.tell = job, run, log, keeper, tell
+    def __init__(self, job: Job, files: _Files | _Nothing, tell: Callable[[str], None]):
+        self.job, self.files, self.tell = job, files, tell
         self.pending: tuple[int, Metrics] | None = None
         self.clock, self.since = time.perf_counter(), 0
         self.names = training.leaf_names(job.parts.params)
@@ -212,18 +268,17 @@ class _Loop:
             if evaluating:
                 self.evaluate(state, n + 1)
             if saving:
-                self.run.claim.check()
-                self.keeper.save(n + 1, state, {"metrics": self.log.sync()})
+                self.files.save(n + 1, parallel.gather(state))
         return state
 
     def evaluate(self, state: TrainState, step: int) -> None:
         found = self.job.evaluate(state)
         if not finite(found):
             raise UserError(
-                f"After step {step} the held-out loss is {found['loss']}: lower the learning rate, "
-                "clip gradients (clip=1.0) or warm up longer."
+                f"After step {step} the held-out loss is {found['loss']}: {self.files.kept()}; "
+                "lower the learning rate, clip gradients (clip=1.0) or warm up longer."
             )
-        self.log.append(step=step, heldout=found)
+        self.files.append(step=step, heldout=found)
 
     def look(self) -> None:
         """At the metrics of the step before, which are there by now."""
@@ -240,7 +295,7 @@ class _Loop:
                 else {"schedule": float(self.job.schedule(step - 1))}
             )
             norm = float(metrics.gradient_norm)
-            self.log.append(step=step, train=means, gradient_norm=norm, **scale)
+            self.files.append(step=step, train=means, gradient_norm=norm, **scale)
             self._time(step)
         self.tell(f"loss {means['loss']:.4f}")
 
@@ -249,18 +304,14 @@ class _Loop:
         if self.since:  # the first interval compiles
             batch, targets = self.job.order.batch, self.job.examples.train.targets
             positions = (step - self.since) * batch * int(np.prod(targets.shape[1:]))
-            self.run.note("speed", step=step, positions_per_second=positions / (now - self.clock))
+            self.files.note("speed", step=step, positions_per_second=positions / (now - self.clock))
         self.clock, self.since = now, step
 
     def _stop(self, step: int, metrics: Metrics, means: Mapping[str, float]) -> None:
         bad = int(metrics.bad)
         where = f", first in the gradient of {self.names[bad]}" if bad >= 0 else ""
-        saved = step - 1 - (step - 1) % self.job.pace.save_every
-        kept = f"the state of step {saved} is kept in {self.run.folder / STATE}" if saved else (
-            "no state had been saved yet"
-        )  # fmt: skip
-        self.keeper.wait()
         raise UserError(
             f"The loss at step {step} is {means['loss']}{where}, and not every number is finite: "
-            f"{kept}; lower the learning rate, clip gradients (clip=1.0) or warm up longer."
+            f"{self.files.kept()}; lower the learning rate, clip gradients (clip=1.0) or warm up "
+            "longer."
         )

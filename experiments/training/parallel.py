@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from algorithms.optimizers.groups import named
@@ -17,6 +19,32 @@ from algorithms.training import Batch
 from experiments.errors import UserError
 from models.config import DecoderConfig
 from models.sharding import AXES, BATCH, fitting, partition, require_divisible
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Several processes that train together, each on its own devices (`jax.distributed`)."""
+
+    coordinator: str | None = None  # host:port of the first, which all can reach; None: one alone
+    count: int = 1
+    number: int = 0  # of this process, from 0
+    find: bool = False  # whether the cluster (Slurm, a TPU's, MPI) knows all that
+
+    def begin(self) -> None:
+        """Before JAX is used for anything else. Raises UserError if they do not come together."""
+        if self.coordinator is None and not self.find:
+            return
+        try:
+            if self.find:
+                jax.distributed.initialize()
+            else:
+                jax.distributed.initialize(self.coordinator, self.count, self.number)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"processes: number {self.number} of {self.count} did not meet the others at "
+                f"{self.coordinator} ({str(error).splitlines()[0]}): start all of them, with one "
+                "coordinator and numbers from 0."
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +120,55 @@ def put(tree: Any, shardings: tuple[NamedSharding, ...] | None) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     placed = [jax.device_put(x, s) for x, s in zip(leaves, shardings, strict=True)]
     return jax.tree.unflatten(structure, placed)
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def share(tree: Any | None, template: Any, shardings: tuple[NamedSharding, ...] | None) -> Any:
+    """The first process' tree of host arrays on every process' devices; None: it has none."""
+    there = multihost_utils.broadcast_one_to_all(np.array(tree is not None))
+    if not there:
+        return None
+    sent = _plain(template if tree is None else tree)
+    leaves, structure = jax.tree.flatten(multihost_utils.broadcast_one_to_all(sent))
+    keys = [x.dtype if _is_key(x) else None for x in jax.tree.leaves(template)]
+    whole = [
+        x if key is None else jax.random.wrap_key_data(jnp.asarray(x), impl=_generator(key))
+        for x, key in zip(leaves, keys, strict=True)
+    ]
+    return put(jax.tree.unflatten(structure, whole), shardings)
+
+
+def gather(tree: Any) -> Any:
+    """All of a tree, on every process' host where processes have parts of it."""
+    if jax.process_count() == 1:
+        return tree
+
+    def whole(x: Any) -> Any:
+        if _is_key(x):
+            data = multihost_utils.process_allgather(jax.random.key_data(x), tiled=True)
+            return jax.random.wrap_key_data(jnp.asarray(data), impl=_generator(x.dtype))
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def _plain(tree: Any) -> Any:
+    """Keys as the numbers that they are."""
+    return jax.tree.map(
+        lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), gather(tree)
+    )
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _generator(dtype: Any) -> Any:
+    return jax.random.key_impl(jnp.empty((0,), dtype))
 
 
 def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
