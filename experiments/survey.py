@@ -12,6 +12,7 @@ A document names what it shows between markers, and the text between them is rep
     published=A,B     what sources report of the methods of these pages, side by side
     map=WHAT          taxonomy, timeline or comparison of all pages, or the peers
     benchmark=NAME    the benchmark of that name
+    race=NAME         the race of optimizers in the benchmark of that name
     kernels=NAME      what `python -m kernels.bench` recorded of an operation
 
 With --check nothing is written, and it fails where a document or a picture is not what the records
@@ -47,6 +48,7 @@ from experiments.report import (
     markdown,
     speed_markdown,
 )
+from experiments.training import race
 
 RESULTS = Path("papers", "results")
 FIGURES = Path("papers", "figures")
@@ -126,6 +128,10 @@ class Survey:
         )
         yield self._front(figures / "pareto.png", activations=False)
         yield self._front(figures / "pareto_activations.png", activations=True)
+        for name, record in self.records.items():
+            if rows := record.get("results", {}).get("optimizers"):
+                path = figures / f"{name.removeprefix('benchmark-')}.png"
+                yield Picture(path, functools.partial(race.picture, rows), race.digest(rows))
         for found in kernel_report.pictures(self.devices, self.root / KERNELS / "figures"):
             yield Picture(*found)
 
@@ -238,6 +244,16 @@ def _benchmark(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     return speed_markdown(survey.records[f"benchmark-{what}"], what)
 
 
+def _race(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    return f"{grid(race.table(_raced(survey, wanted['race'], where)))}\n"
+
+
+def _raced(survey: Survey, what: str, where: str) -> list[race.Row]:
+    if f"benchmark-{what}" not in survey.records:
+        raise UserError(f"{where} asks for race={what}, not in papers/results.")
+    return survey.records[f"benchmark-{what}"]["results"]["optimizers"]
+
+
 def _kernels(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     return f"{grid(kernel_report.table(wanted['kernels'], survey.devices))}\n"
 
@@ -249,6 +265,7 @@ KINDS: dict[str, Callable[[Survey, Mapping[str, str], str], str]] = {
     "published": _published,
     "map": _map,
     "benchmark": _benchmark,
+    "race": _race,
     "kernels": _kernels,
 }
 
