@@ -166,7 +166,7 @@ def take_step(
     )
 
 
-step = jax.jit(
+step: Any = jax.jit(
     take_step,
     static_argnames=(
         "graph",
