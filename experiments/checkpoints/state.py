@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from rich.text import Text
@@ -67,8 +68,11 @@ class StateKeeper:
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=False,  # the thread is ours, to have the digest off the loop
             cleanup_tmp_directories=True,  # what a killed process left
+            create=False,  # which several processes would wait for each other to do
+            multiprocessing_options=_alone(),
         )
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise UserError(
@@ -175,6 +179,16 @@ class StateKeeper:
             f"Step {step} in {self.folder} is damaged ({_line(error)}): it was moved to "
             f"{aside.name}, and {instead}."
         )
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Of several processes, the one that keeps the states waits for no other."""
+    here = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix="state-keeper"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -185,8 +185,8 @@ def _resumed(job: Job, files: "_Files | _Nothing") -> TrainState:
     state = job.begin()
     if jax.process_count() == 1:
         return files.latest(state) or state
-    whole = files.latest(parallel.gather(state))
-    return parallel.share(whole, state, job.state_layout) or state
+    template = parallel.gather(state)
+    return parallel.share(files.latest(template), template, job.state_layout) or state
 
 
 class _Files:

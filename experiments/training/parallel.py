@@ -118,8 +118,19 @@ def put(tree: Any, shardings: tuple[NamedSharding, ...] | None) -> Any:
     if shardings is None:
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    placed = [jax.device_put(x, s) for x, s in zip(leaves, shardings, strict=True)]
+    placed = [_placed(x, s) for x, s in zip(leaves, shardings, strict=True)]
     return jax.tree.unflatten(structure, placed)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if _is_key(x):
+        numbers = np.asarray(jax.random.key_data(x))
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.random.wrap_key_data(_placed(numbers, everywhere), impl=_generator(x.dtype))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def leads() -> bool:
@@ -128,7 +139,9 @@ def leads() -> bool:
 
 
 def share(tree: Any | None, template: Any, shardings: tuple[NamedSharding, ...] | None) -> Any:
-    """The first process' tree of host arrays on every process' devices; None: it has none."""
+    """The first process' tree on every process' devices; None: it has none. Tree and template are
+    of whole host arrays.
+    """
     there = multihost_utils.broadcast_one_to_all(np.array(tree is not None))
     if not there:
         return None
@@ -158,9 +171,7 @@ def gather(tree: Any) -> Any:
 
 def _plain(tree: Any) -> Any:
     """Keys as the numbers that they are."""
-    return jax.tree.map(
-        lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), gather(tree)
-    )
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
 
 
 def _is_key(x: Any) -> bool:
@@ -177,7 +188,7 @@ def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
         return batch
 
     def placed(x: Any) -> Any:
-        return None if x is None else jax.device_put(x, fitting_batch(mesh, len(x)))
+        return None if x is None else _placed(x, fitting_batch(mesh, len(x)))
 
     return Batch(*map(placed, batch))
 

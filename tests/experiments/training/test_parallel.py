@@ -85,7 +85,7 @@ def test_two_processes_killed_and_resumed_have_the_curve_of_one(tmp_path):
         process.kill()
         process.communicate()
     second = together(tmp_path, free_port(), *more)
-    said = [process.communicate(timeout=240)[1] for process in second]
+    said = [process.communicate(timeout=150)[1] for process in second]
     assert [process.returncode for process in second] == [0, 0], said
     np.testing.assert_allclose(curve(tmp_path / "two"), one, rtol=2e-4)
 
