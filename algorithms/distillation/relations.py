@@ -44,13 +44,12 @@ def minilm(
         mask: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, ""]:
         count = heads or teacher[0].shape[2]
-        losses = [
-            relation_divergence(
-                _of_pair(r, student, count), _of_pair(r, teacher, count), mask, causal
-            )
-            for r in relations
-        ]
-        return jnp.stack(losses).sum()
+
+        def of(pair: str) -> Float[Array, ""]:
+            scores = _of_pair(pair, student, count), _of_pair(pair, teacher, count)
+            return relation_divergence(*scores, mask, causal)
+
+        return jnp.stack([of(pair) for pair in relations]).sum()
 
     return FeatureLoss(lambda key, pairs, student, teacher: None, loss)
 

@@ -11,8 +11,8 @@ Entries are stored once each with their weight, in N slots of which some are emp
 used ones first: `trimmed` cuts off what no token uses, most of them.
 
 The authors' code is not public (github.com/akhilkedia/RandomSamplingKD has none at 9d0f381).
-This follows the paper in: 1. N = 50 draws and t = 1 by default. It differs in: 2. Weights are not
-normalized to a sum of 1 where t is not 1: they would be biased.
+Defaults are ours, and weights are not normalized to a sum of 1 where t is not 1: they would be
+biased.
 """
 
 import functools
