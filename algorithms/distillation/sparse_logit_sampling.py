@@ -84,7 +84,7 @@ def weighed(
     new = jnp.diff(drawn, axis=-1, prepend=-1) > 0
     slot = jnp.cumsum(new, -1) - 1
     at = jax.nn.one_hot(slot, drawn.shape[-1], axis=-2, dtype=ratio.dtype)  # [*m slot draw]
-    weights = jnp.einsum("...sd,...d->...s", at, ratio)
+    weights = jnp.einsum("...sd,...d->...s", at, ratio, precision="highest")
     return jnp.put_along_axis(jnp.zeros_like(drawn), slot, drawn, -1, inplace=False), weights
 
 

@@ -21,9 +21,9 @@ bfloat16 and least squares in the rank t of the others on {1, t, t², t³, t⁴,
 
 This differs from DistillKit in: 1. Logits less the largest are stored, which round less than
 log-probabilities. 2. Its log-probabilities sum to 1 less the others' mass only before they are
-rounded; r is stored, so it is always true. 3. t is in [0, 1], where its 0 … k - exact - 1 gives a
-matrix of condition 1e9; the fit is the same function. 4. Its bins of residuals, delta encoding and
-error diffusion, which its recommended settings leave out.
+rounded; r is stored, so it is always true. 3. t is in [0, 1], where the terms have a condition of
+1e3, and of 7e8 with its 0 … 111; the fit is the same function. 4. Its bins of residuals, delta
+encoding and error diffusion, which its recommended settings leave out.
 """
 
 import functools
@@ -75,7 +75,7 @@ def top_k_logits(
     """Keep the k largest logits, and the sum of the others.
 
     values: float32, float16, bfloat16, uint8 or polynomial, of which `exact` are bfloat16. tail:
-    what the others are, uniform or renormalized (away); in the latter only the forward KL is
+    what the others are, uniform or renormalized (away); of the latter the reverse KL is not
     finite. Raises ValueError for others, and for a k above the vocabulary.
     """
     if values not in VALUES:
@@ -146,7 +146,7 @@ def kept_values(kept: TopKLogits) -> Float[Array, "*m k"]:
             return -codes.astype(jnp.float32) * step[..., None]
         case Polynomial(exact, coefficients):
             terms, _ = _terms(kept.entries.low.shape[-1] - exact.shape[-1])
-            fitted = coefficients @ jnp.asarray(terms, jnp.float32)
+            fitted = _product(coefficients, terms)
             return jnp.concatenate([exact.astype(jnp.float32), fitted], -1)
     return kept.values.astype(jnp.float32)
 
@@ -161,8 +161,12 @@ def _stored(
         codes = jnp.round(-values / jnp.where(step > 0, step, 1)[..., None])
         return Steps(codes.astype(jnp.uint8), step)
     _, solve = _terms(values.shape[-1] - exact)
-    coefficients = values[..., exact:] @ jnp.asarray(solve, values.dtype)
+    coefficients = _product(values[..., exact:], solve)
     return Polynomial(values[..., :exact].astype(jnp.bfloat16), coefficients.astype(jnp.float32))
+
+
+def _product(x: Float[Array, "*m n"], y: np.ndarray) -> Float[Array, "*m c"]:
+    return jnp.matmul(x, jnp.asarray(y, x.dtype), precision="highest")
 
 
 def _terms(count: int) -> tuple[np.ndarray, np.ndarray]:
