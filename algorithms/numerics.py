@@ -14,6 +14,11 @@ def relative_error(part: Float[Array, ""], total: Float[Array, ""]) -> Float[Arr
     return jnp.where((part == 0) & (total == 0), 0.0, part / total)
 
 
+def widened(x: Float[Array, "*m"]) -> Float[Array, "*m"]:
+    """x in float32, or in its own type if that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def sum_over_rows(
     of_row: Callable[..., Float[Array, "*k"]], *matrices: Float[Array, "o i"]
 ) -> Float[Array, "*k"]:

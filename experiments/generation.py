@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from algorithms.decoding.sampling import filtered
 from experiments.errors import UserError
 from experiments.evaluation.scoring import padded
 from models.decoder import Decoder
@@ -108,21 +109,8 @@ def _step(graph, state, tokens: Int[Array, "B T"], caches, count, keys, *, sampl
 def choose(
     logits: Float[Array, "*B V"], key: Key[Array, ""], sampling: Sampling
 ) -> Int[Array, "*B"]:
-    """One token per row: temperature first, then top-k, then top-p among what is left."""
+    """One token per row."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, -1)
-    logits = logits / sampling.temperature
-    if sampling.top_k is not None:
-        kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if sampling.top_p is not None:
-        logits = _nucleus(logits, sampling.top_p)
-    return jax.random.categorical(key, logits)
-
-
-def _nucleus(logits: Float[Array, "*B V"], top_p: float) -> Float[Array, "*B V"]:
-    """Holtzman et al., 2019, arXiv:1904.09751: the smallest set that reaches top_p."""
-    p = jnp.sort(jax.nn.softmax(logits), descending=True)
-    before = jnp.cumsum(p, -1) - p
-    smallest = jnp.min(jnp.where(before < top_p, p, jnp.inf), -1, keepdims=True)
-    return jnp.where(jax.nn.softmax(logits) < smallest, -jnp.inf, logits)
+    kept = filtered(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+    return jax.random.categorical(key, kept)
