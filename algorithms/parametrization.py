@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -40,12 +41,14 @@ class Parametrization:
     make: the new layer, of the old one (`nnx.Linear` or `CompressedLinear`, experts among them;
     what it does not take it refuses with a ValueError) and a random key. match: the regular
     expression that a layer's whole path matches. learned: the same of the parameters that are
-    trained; None: all of the model's.
+    trained; None: all of the model's. around: what goes around the optimizer, of layers that need
+    more than the loss's gradient.
     """
 
     make: Callable[[Any, Key[Array, ""]], nnx.Module]
     match: str = r"blocks\..*"
     learned: str | None = None
+    around: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None
 
     def apply(self, model: nnx.Module, key: Key[Array, ""]) -> list[str]:
         """Replace the layers in place; their paths. Raises ValueError if there is none."""
@@ -55,6 +58,16 @@ class Parametrization:
         for path, own in zip(paths, jax.random.split(key, len(paths)), strict=True):
             surgery.replace(model, path, self.make(surgery.find(model, path), own))
         return paths
+
+
+def require_dense(layer: Any, name: str) -> nnx.Linear:
+    """The layer, if it is an `nnx.Linear`; else a ValueError in the name of what asks."""
+    if not isinstance(layer, nnx.Linear):
+        raise ValueError(
+            f"{name} takes dense linear layers, not {type(layer).__name__}: choose a match without "
+            "layers of experts, compressed ones and ones that learn already."
+        )
+    return layer
 
 
 def linear_layers(model: nnx.Module) -> list[str]:

@@ -1,8 +1,9 @@
 """One step of training as a pure function, for any model, objective and optimizer.
 
 Of a model's variables, `Learned` ones are moved by the optimizer, `Buffer`s (statistics such as
-running maxima) are whatever the forward pass leaves in them, and the rest is fixed: it is an
-argument of the step and no part of its state, so that frozen weights are neither copied nor saved.
+running maxima) are whatever the forward or the backward pass leaves in them, and the rest is fixed:
+it is an argument of the step and no part of its state, so that frozen weights are neither copied
+nor saved.
 
 Losses are sums with the number of positions, so that a batch in several parts has the gradient of
 the whole, also where a mask leaves each part another number of positions.
@@ -21,6 +22,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from algorithms.optimizers.evaluation import start_params
 from algorithms.optimizers.groups import named
 from algorithms.tensors import CompressedTensor
 from models.predictions import Predictions
@@ -29,6 +31,14 @@ from models.sharding import constrained
 
 class Buffer(nnx.Variable):
     """What the forward pass updates by itself: no gradient, but part of the state that is saved."""
+
+
+class BackwardBuffer(Buffer):
+    """What the backward pass updates: its gradient is its next value.
+
+    So a layer with a `custom_vjp` remembers what it saw of gradients: it hands the new value back
+    as the cotangent of the old one. A floating-point array, to be used once in each forward pass.
+    """
 
 
 class Batch(NamedTuple):
@@ -99,10 +109,10 @@ def take_apart(model: nnx.Module, trainable: str = ".*") -> Parts:
 
 
 def init(parts: Parts, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
-    """Before the first step."""
-    return TrainState(
-        jnp.zeros((), jnp.int32), parts.params, parts.buffers, optimizer.init(parts.params), key
-    )
+    """Before the first step, at the parameters that the optimizer begins with."""
+    made = optimizer.init(parts.params)
+    params = start_params(made, parts.params)
+    return TrainState(jnp.zeros((), jnp.int32), params, parts.buffers, made, key)
 
 
 class Metrics(NamedTuple):
@@ -222,11 +232,17 @@ def _accumulated(
 ) -> tuple[Any, Any, Sums]:
     """Gradients of the mean loss, the buffers and the sums, over a batch in parts."""
 
-    def total(params: Any, buffers: Any, batch: Batch, key: Any) -> tuple[Any, Any]:
-        found, buffers = forward(params, buffers, batch, key)
+    def total(params: Any, told: Any, rest: Any, batch: Batch, key: Any) -> tuple[Any, Any]:
+        found, buffers = forward(params, nnx.merge_state(told, rest), batch, key)
         return found.loss.astype(jnp.float32), (found, buffers)
 
-    gradient = jax.grad(total, has_aux=True)
+    def gradient(params: Any, buffers: Any, batch: Batch, key: Any) -> tuple[Any, Any]:
+        told, rest = nnx.split_state(buffers, BackwardBuffer, ...)
+        both = jax.grad(total, argnums=(0, 1), has_aux=True)
+        (grads, told), (found, buffers) = both(params, told, rest, batch, key)
+        _, rest = nnx.split_state(buffers, BackwardBuffer, ...)
+        return grads, (found, nnx.merge_state(told, rest))
+
     if parts == 1:
         grads, (found, buffers) = gradient(params, buffers, batch, key)
     else:

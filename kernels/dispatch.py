@@ -114,6 +114,11 @@ def _unable(where: Device) -> str | None:
     return f"needs an NVIDIA GPU of compute capability {CAPABILITY}, and this is {what}"
 
 
+def note(op: str, implementation: str, reason: str) -> None:
+    """Keep for `choices` what an operation came to by itself."""
+    _chosen[op, ""] = Choice(implementation, reason)
+
+
 def choices() -> dict[str, dict[str, str]]:
     """What "auto" came to so far in this process, and why: {"op, shapes": {…}}."""
     return {", ".join(filter(None, key)): choice._asdict() for key, choice in _chosen.items()}

@@ -7,6 +7,9 @@ weights a model is to be judged by. A state that has a say is a NamedTuple with 
 
 and is found wherever it is: in chains, groups, masks and wrappers of any transformation. What is
 further out acts first: of an average over a sparse model, the average is taken and then the mask.
+
+A state that wants to begin elsewhere than at the given parameters, with some of them at zero, has a
+method `start_params` of the same kind.
 """
 
 from collections.abc import Callable
@@ -23,13 +26,24 @@ def eval_params(state: optax.OptState, params: Any) -> Any:
         params = where_present(schedule_free_eval_params, state, state.z, params)
     elif hasattr(state, "eval_params"):
         params = state.eval_params(params)
-    if isinstance(state, dict):
-        members = list(state.values())
-    else:
-        members = list(state) if isinstance(state, tuple) else []
-    for member in reversed(members):
+    for member in reversed(_members(state)):
         params = eval_params(member, params)
     return params
+
+
+def start_params(state: optax.OptState, params: Any) -> Any:
+    """The parameters that training begins with, by a state that was made for the given ones."""
+    if hasattr(state, "start_params"):
+        params = state.start_params(params)
+    for member in reversed(_members(state)):
+        params = start_params(member, params)
+    return params
+
+
+def _members(state: Any) -> list[Any]:
+    if isinstance(state, dict):
+        return list(state.values())
+    return list(state) if isinstance(state, tuple) else []
 
 
 def where_present(function: Callable[[Any, Any], Any], state: Any, mine: Any, params: Any) -> Any:

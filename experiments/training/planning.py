@@ -146,7 +146,7 @@ def plan(config: DictConfig) -> Plan:
     )
     if plain["remat"] and not isinstance(model, Source):
         raise UserError("remat=true: a classifier has no blocks to compute anew: choose false.")
-    optimizer, objective = build_optimizer(config), build(config, "loss")
+    optimizer, objective = _optimizer(config), build(config, "loss")
     try:
         shapes = training.take_apart(_abstract(config, model), learned(config))
     except ValueError as error:
@@ -157,6 +157,14 @@ def plan(config: DictConfig) -> Plan:
         config, model, teacher, examples, windows, objective, optimizer, order, pace,
         build(config, "evaluation"), found, shapes, mesh,
     )  # fmt: skip
+
+
+def _optimizer(config: DictConfig) -> optax.GradientTransformation:
+    """With what the parametrizations put around it."""
+    found = build_optimizer(config)
+    for each in _parametrizations(config):
+        found = found if each.around is None else each.around(found)
+    return found
 
 
 def _data(config: DictConfig, plain: dict[str, Any], model: Any) -> tuple[Windows | None, Examples]:

@@ -1,0 +1,1 @@
+"""Layers whose three products are of numbers of few bits, one file per paper."""

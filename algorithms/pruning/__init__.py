@@ -1,0 +1,1 @@
+"""Sparse training around any optimizer, one file per paper."""
