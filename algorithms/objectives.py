@@ -1,6 +1,7 @@
 """What a model without a teacher is trained to minimize."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -26,18 +27,25 @@ class CrossEntropy:
             raise ValueError(f"z_loss={self.z_loss} must not be negative.")
 
     def __call__(
-        self, student: Predictions, teacher: Predictions | None, batch: Batch, key: Key[Array, ""]
+        self, model: Any, teacher: Any, batch: Batch, key: Key[Array, ""], *, training: bool
     ) -> Sums:
+        predictions = model.predictions(batch.inputs)
         targets, weights = positions(batch)
-        losses, normalizers = cross_entropy(student, targets)
+        losses, normalizers = cross_entropy(predictions, targets)
         loss = jnp.sum(weights * losses)
-        watched = {"cross_entropy": loss}
-        if student.weight is None:  # few classes
-            right = jnp.argmax(student.hidden, -1) == targets
-            watched["accuracy"] = jnp.sum(weights * right)
+        watched = {"cross_entropy": loss, **accuracy(predictions, targets, weights)}
         if self.z_loss:
             loss = loss + self.z_loss * jnp.sum(weights * normalizers**2)
         return Sums(loss, jnp.sum(weights), watched)
+
+
+def accuracy(
+    predictions: Predictions, targets: Int[Array, " n"], weights: Float[Array, " n"]
+) -> dict[str, Float[Array, ""]]:
+    """How many targets are the likeliest class, where classes are few; of a vocabulary, nothing."""
+    if predictions.weight is not None:
+        return {}
+    return {"accuracy": jnp.sum(weights * (jnp.argmax(predictions.hidden, -1) == targets))}
 
 
 def positions(batch: Batch) -> tuple[Int[Array, " n"], Float[Array, " n"]]:

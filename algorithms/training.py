@@ -12,7 +12,7 @@ the whole, also where a mask leaves each part another number of positions.
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from jaxtyping import Array, Float, Int, Key
 from algorithms.optimizers.evaluation import start_params
 from algorithms.optimizers.groups import named
 from algorithms.tensors import CompressedTensor
-from models.predictions import Predictions
 from models.sharding import constrained
 
 
@@ -47,6 +46,7 @@ class Batch(NamedTuple):
     inputs: Any  # [B, T] tokens, or [B, …]
     targets: Any  # [B, T] or [B]
     mask: Any | None = None  # what each position counts; None: all count one
+    taught: Any | None = None  # what a teacher said of each position, stored before
 
 
 class Sums(NamedTuple):
@@ -61,8 +61,21 @@ class Sums(NamedTuple):
         return {name: total / self.positions for name, total in found.items()}
 
 
-# What is minimized: of the student's predictions, a teacher's where there is one, the batch, a key.
-Objective = Callable[[Predictions, Predictions | None, Batch, Any], Sums]
+@runtime_checkable
+class Objective(Protocol):
+    """What is minimized. It is hashable, and made once for a run.
+
+    It may have a method `prepare(model, teacher, key)`, which gives the model what is learned
+    beside it before training, and `dismiss(model)`, which takes that away from what is saved.
+    """
+
+    def __call__(
+        self, model: Any, teacher: Any, batch: Batch, key: Key[Array, ""], *, training: bool
+    ) -> Sums:
+        """model, teacher: modules with `predictions`; teacher: None where there is none. training:
+        whether it is minimized now, or only evaluated.
+        """
+        ...
 
 
 class TrainState(NamedTuple):
@@ -135,20 +148,18 @@ def take_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     dtype: DTypeLike | None = None,
-    remat: bool = False,
     layout: tuple[Any, ...] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The state after one step of the optimizer on one batch.
 
     fixed, teacher: the arrays of what is not learned. accumulate: parts that the batch comes in,
     one after the other, to save memory. dtype: what the model computes in; None: in its own.
-    remat: whether blocks compute their activations anew in the backward pass. layout: where each
-    leaf of the state lies (`models.sharding`); None: on one device.
+    layout: where each leaf of the state lies (`models.sharding`); None: on one device.
     """
     key = jax.random.fold_in(state.key, state.step)
     forward = functools.partial(
         sums, fixed=fixed, teacher=teacher, graph=graph, teacher_graph=teacher_graph,
-        objective=objective, dtype=dtype, remat=remat,
+        objective=objective, dtype=dtype, training=True,
     )  # fmt: skip
 
     def gradients(params: Any) -> tuple[Any, Any, Sums]:
@@ -185,26 +196,22 @@ step: Any = jax.jit(
         "optimizer",
         "accumulate",
         "dtype",
-        "remat",
         "layout",
-    ),
+    ),  # fmt: skip
     donate_argnames=("state",),
 )
 
 
 def sums(
     params: Any, buffers: Any, batch: Batch, key: Key[Array, ""], *, fixed: Any, teacher: Any,
-    graph: Any, teacher_graph: Any, objective: Objective, dtype: DTypeLike | None,
-    remat: bool = False,
+    graph: Any, teacher_graph: Any, objective: Objective, dtype: DTypeLike | None, training: bool,
 ) -> tuple[Sums, Any]:  # fmt: skip
     """The objective on a batch, and the buffers that the forward pass leaves."""
     model: Any = nnx.merge(graph, *(_cast(x, dtype) for x in (params, buffers, fixed)), copy=True)
-    taught = None
+    taught: Any = None
     if teacher_graph is not None:
-        other: Any = nnx.merge(teacher_graph, _cast(teacher, dtype), copy=True)
-        taught = jax.tree.map(lax.stop_gradient, other.predictions(batch.inputs))
-    options = {"remat": True} if remat else {}
-    found = objective(model.predictions(batch.inputs, **options), taught, batch, key)
+        taught = nnx.merge(teacher_graph, lax.stop_gradient(_cast(teacher, dtype)), copy=True)
+    found = objective(model, taught, batch, key, training=training)
     return found, jax.tree.map(
         lambda new, old: new.astype(old.dtype), nnx.state(model, Buffer), buffers
     )
@@ -288,7 +295,7 @@ def evaluate(
     """The objective on a batch with given parameters; nothing is changed."""
     return sums(
         params, buffers, batch, key, fixed=fixed, teacher=teacher, graph=graph,
-        teacher_graph=teacher_graph, objective=objective, dtype=dtype,
+        teacher_graph=teacher_graph, objective=objective, dtype=dtype, training=False,
     )[0]  # fmt: skip
 
 

@@ -132,6 +132,12 @@ class Block(nnx.Module):
         residual = self.joined(flow, self.mlp_post_norm(y) if self.post_norms else y)
         return flow._replace(residual=residual, activation=residual)
 
+    def related(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T n h"], Float[Array, "B T k h"], Float[Array, "B T k h"]]:
+        """Queries, keys and values of what enters the block."""
+        return self.attention.projected(self.attention_norm(x), positions)
+
     def joined(self, flow: Flow, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The residual stream with what a sublayer gave."""
         return flow.residual + (y if self.residual_scale == 1 else y * self.residual_scale)

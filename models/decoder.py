@@ -121,6 +121,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
         self.config = c
+        self.remat = False  # whether a block's activations are computed anew in a backward pass
         self.stem = Stem(c, rngs=rngs)
         self.blocks = nnx.List([build_block(c, layer, rngs=rngs) for layer in range(c.layers)])
         self.tail = Tail(c, rngs=rngs)
@@ -134,23 +135,24 @@ class Decoder(nnx.Module):
         return self.tail(x, self.stem.embed)
 
     def predictions(
-        self, tokens: Int[Array, "B T"], features: Sequence[int] = (), *, remat: bool = False
+        self, tokens: Int[Array, "B T"], features: Sequence[int] = (), related: Sequence[int] = ()
     ) -> Predictions:
         """Of the next token at every position, positions of all windows in one row.
 
-        features: blocks whose outputs are wanted too, by number, -1 for the last. remat: whether a
-        block's activations are computed anew in the backward pass rather than kept.
+        features: blocks whose outputs are wanted too, related: those whose queries, keys and values
+        are, by number.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        run = nnx.remat(_forward) if remat else _forward
+        run = nnx.remat(_forward) if self.remat else _forward
         x = self.stem(tokens, positions)
-        outputs = []
+        entering = [x]
         for block in self.blocks:
-            x = run(block, x, positions)
-            outputs.append(x)
-        flat = [y.reshape(-1, y.shape[-1]) for y in (x, *(outputs[n] for n in features))]
-        found = self.tail.predictions(flat[0], self.stem.embed)
-        return found._replace(features=tuple(flat[1:]))
+            entering.append(run(block, entering[-1], positions))
+        found = self.tail.predictions(_rows(entering[-1]), self.stem.embed)
+        qkv = [self.blocks[n].related(entering[n], positions) for n in related]
+        return found._replace(
+            features=tuple(_rows(entering[n + 1]) for n in features), related=tuple(qkv)
+        )
 
     def decode(
         self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...], count: Int[Array, " B"]
@@ -170,6 +172,10 @@ class Decoder(nnx.Module):
             extended.append(longer._replace(length=cache.length + count))
         x = jnp.take_along_axis(x, last[..., None], axis=1)
         return self.tail(x, self.stem.embed)[:, 0], tuple(extended)
+
+
+def _rows(x: Float[Array, "B T D"]) -> Float[Array, "n D"]:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _forward(block: Block, x: Float[Array, "B T D"], positions: Int[Array, "B T"]):

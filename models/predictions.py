@@ -4,7 +4,7 @@ A loss over a large vocabulary never needs all logits at once: `kernels.linear_c
 `kernels.linear_kl` take the last activations and the head's weight instead.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -18,6 +18,7 @@ class Predictions(NamedTuple):
     weight: Float[Array, "v _d"] | None = None
     cap: float | None = None
     features: tuple[Float[Array, "n _"], ...] = ()  # activations that were asked for, in order
+    related: tuple[Any, ...] = ()  # queries, keys and values that were
 
     @property
     def logits(self) -> Float[Array, "n v"]:

@@ -75,7 +75,7 @@ def _memory(job: loop.Job) -> dict[str, int]:
     lowered = training.step.lower(
         job.begin(), job.fixed, job.taught, job.order.draw(job.examples.train, 0),
         graph=job.parts.graph, teacher_graph=job.teacher_graph, objective=job.objective,
-        optimizer=job.optimizer, accumulate=job.accumulate, dtype=job.dtype, remat=job.remat,
+        optimizer=job.optimizer, accumulate=job.accumulate, dtype=job.dtype,
         layout=job.state_layout,
     )  # fmt: skip
     found: Any = lowered.compile().memory_analysis()

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -87,7 +88,7 @@ class Order:
 
     def draw(self, data: Batch, step: int) -> Batch:
         chosen = self.indices(step)
-        return Batch(*(None if x is None else np.asarray(x)[chosen] for x in data))
+        return jax.tree.map(lambda x: np.asarray(x)[chosen], data)
 
 
 @functools.lru_cache(maxsize=1)
@@ -99,4 +100,4 @@ def _permutation(n: int, seed: int, number: int) -> Int[np.ndarray, " n"]:
 def chunks(data: Batch, size: int) -> list[Batch]:
     """In order; the last one is shorter."""
     starts = range(0, len(data.inputs), size)
-    return [Batch(*(None if x is None else x[n : n + size] for x in data)) for n in starts]
+    return [jax.tree.map(lambda x: x[n : n + size], data) for n in starts]  # noqa: B023

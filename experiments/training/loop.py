@@ -76,7 +76,6 @@ class Job:
     teacher_graph: Any = None
     teacher: Any = None  # its arrays
     schedule: Callable[[int], float] | None = None  # of the learning rates, for the log
-    remat: bool = False
     mesh: Mesh | None = None
     config: DecoderConfig | None = None  # of the model, by which it lies on the mesh
 
@@ -109,8 +108,7 @@ class Job:
         return training.step(
             state, self.fixed, self.taught, batch, graph=self.parts.graph,
             teacher_graph=self.teacher_graph, objective=self.objective, optimizer=self.optimizer,
-            accumulate=self.accumulate, dtype=self.dtype, remat=self.remat,
-            layout=self.state_layout,
+            accumulate=self.accumulate, dtype=self.dtype, layout=self.state_layout,
         )  # fmt: skip
 
     def begin(self) -> TrainState:
@@ -164,7 +162,7 @@ def _filled(batch: Batch, size: int) -> Batch:
         return np.concatenate([x, np.repeat(x[:1], lacking, 0)]) if lacking else x
 
     none = np.zeros((lacking, *mask.shape[1:]), np.float32)
-    return Batch(filled(batch.inputs), filled(batch.targets), np.concatenate([mask, none]))
+    return jax.tree.map(filled, batch)._replace(mask=np.concatenate([mask, none]))
 
 
 def train(job: Job, run: OpenRun | None) -> TrainState:

@@ -187,10 +187,7 @@ def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     if mesh is None:
         return batch
 
-    def placed(x: Any) -> Any:
-        return None if x is None else _placed(x, fitting_batch(mesh, len(x)))
-
-    return Batch(*map(placed, batch))
+    return jax.tree.map(lambda x: _placed(x, fitting_batch(mesh, len(x))), batch)
 
 
 def fitting_batch(mesh: Mesh, size: int) -> NamedSharding:

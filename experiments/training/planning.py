@@ -104,6 +104,7 @@ class Plan:
         """Everything loaded."""
         plain = resolved(self.config)
         module = self._module(plain["seeds"]["init"])
+        _set_remat(self.config, module)
         _parametrize(self.config, module, jax.random.key(plain["seeds"]["init"]))
         parts = training.take_apart(module, learned(self.config))
         graph = teacher = None
@@ -113,7 +114,7 @@ class Plan:
             parts, self.objective, self.optimizer, self.examples, self.order, self.pace,
             seed=plain["seeds"]["method"], accumulate=plain["accumulate"], dtype=plain["dtype"],
             teacher_graph=graph, teacher=teacher, schedule=build_schedule(self.config),
-            remat=plain["remat"], mesh=self.mesh,
+            mesh=self.mesh,
             config=getattr(self.model, "config", None),
             teacher_config=getattr(self.teacher, "config", None),
         )  # fmt: skip
@@ -205,6 +206,11 @@ def learned(config: DictConfig) -> str:
     return next((pattern for pattern in said if pattern is not None), ".*")
 
 
+def _set_remat(config: DictConfig, module: Any) -> None:
+    if config.remat:
+        module.remat = True
+
+
 def _parametrizations(config: DictConfig) -> list[Parametrization]:
     return [build(config, group) for group in ("parametrization", "precision") if config[group]]
 
@@ -224,6 +230,7 @@ def _abstract(config: DictConfig, model: Any) -> nnx.Module:
     def made() -> nnx.Module:
         rngs = nnx.Rngs(0)
         module = Decoder(model.config, rngs=rngs) if isinstance(model, Source) else model(rngs=rngs)
+        _set_remat(config, module)
         _parametrize(config, module, jax.random.key(0))
         return module
 
@@ -244,7 +251,6 @@ def _estimate(
     step = functools.partial(
         training.take_step, graph=shapes.graph, teacher_graph=graph, objective=objective,
         optimizer=optimizer, accumulate=plain["accumulate"], dtype=plain["dtype"],
-        remat=plain["remat"],
     )  # fmt: skip
     found = work(step, state, shapes.fixed, others, _batch(examples, plain["batch"]))
     machine = hardware.Hardware(**plain["hardware"])
