@@ -76,8 +76,8 @@ def polar_factor(
 ) -> Float[Array, "*batch m n"]:
     """U Vᵀ of each matrix of a batch, nearly; of zeros, zeros.
 
-    dtype: what is multiplied, sums being float32: bfloat16 is much faster on accelerators and as
-    good for an optimizer's steps. By default x's own. What comes back has x's.
+    dtype: what is multiplied, by default x's own; sums of products are float32. The official codes
+    take bfloat16, which changes the result by 5 to 8 % (of 24 x 40). What comes back has x's dtype.
     """
     steps = jnp.asarray(quintics(coefficients))
     u = orthogonalize_via_newton_schulz(

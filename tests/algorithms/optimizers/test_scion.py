@@ -122,8 +122,8 @@ def test_bfloat16_parameters_have_bfloat16_updates():
 def test_it_gets_lower_than_gradient_descent_does():
     loss, w = trajectories.ill_conditioned()
     steps = 200
-    rate = optax.linear_schedule(0.1, 0.0, steps)
-    ours = scion(rate, norm=spectral(), constrained=False)
+    rate = optax.linear_schedule(0.5, 0.0, steps)
+    ours = scion(rate, norm=spectral(), momentum=0.5, constrained=False)
     found = trajectories.descend(ours, w, loss, steps)
     assert found < 0.1 * trajectories.best_of_gradient_descent(loss, w, steps)
 
