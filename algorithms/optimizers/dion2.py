@@ -8,6 +8,10 @@ momentum until it is large (error feedback):
     O_K = polar(M_K),   M_K <- μ M_K
     W <- (1 - η λ) W - η √(out/in) O_K
 With α = 1 this is Muon without Nesterov's look ahead.
+
+This differs from the official code in:
+1. K is chosen in whole matrices, where that code chooses by default in each device's shard;
+2. polar's steps are those that the Polar Express paper lists, not five computed with more safety.
 """
 
 import functools

@@ -37,7 +37,7 @@ def test_either_iteration(x64, coefficients):
     polar = dict(jordan=newton_schulz, polar_express=polar_express)[coefficients]
     expected = official.normuon(w, gradient, STEPS, polar=polar)
     found = run(normuon(0.02, coefficients=coefficients), w)
-    # The paper's list of polar_express's coefficients has eight digits that its program gives
+    # polar_express's coefficients as listed agree with those computed to eight digits
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -51,7 +51,7 @@ def directions(optimizer, kernel, steps=30):
 
 
 def test_neurons_move_alike_where_muons_do_not():
-    """And the matrix as far as Muon's. With a tall W, whose polar factor's rows are free."""
+    """And the matrix as far as Muon's. W is tall: its polar factor's rows are of any norm."""
     kernel = jnp.zeros((8, 24))
     shared = dict(coefficients="polar_express")
     muon = directions(orthogonal_momentum(**shared), kernel)
@@ -71,7 +71,6 @@ def test_the_papers_step_has_one_root_mean_square(shape):
 def test_the_gradients_scale_does_not_matter(x64):
     w = start((6, 10))
     once, scaled = (run(normuon(0.02), w, scale=scale) for scale in (1.0, 1e3))
-    # Until the trajectories part: the first step's gradients are the same
     np.testing.assert_allclose(once, scaled, rtol=1e-6, atol=1e-6)
 
 

@@ -1,11 +1,16 @@
 """Scion against a port of the official code, its theory, and gradient descent."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from omegaconf import OmegaConf
 
+from algorithms.optimizers.groups import assignment
 from algorithms.optimizers.scion import (
     col_norm,
     rms,
@@ -15,10 +20,17 @@ from algorithms.optimizers.scion import (
     sign,
     spectral,
 )
+from experiments.configuration import CONF
+from models.config import DecoderConfig
+from models.decoder import Decoder
 from tests.algorithms.optimizers import scion_official as official
 from tests.algorithms.optimizers import trajectories
 from tests.algorithms.optimizers.trajectories import SHAPES, STEPS, gradient, run, start
 
+SMALL = DecoderConfig(
+    vocabulary=24, hidden=16, layers=1, heads=2, kv_heads=1, head_size=8, feed_forward=20,
+    context=16, qkv_bias=True,
+)  # fmt: skip
 NORMS = {
     "spectral": (spectral(), official.spectral),
     "sign": (sign, official.sign),
@@ -126,6 +138,17 @@ def test_it_gets_lower_than_gradient_descent_does():
     ours = scion(rate, norm=spectral(), momentum=0.5, constrained=False)
     found = trajectories.descend(ours, w, loss, steps)
     assert found < 0.1 * trajectories.best_of_gradient_descent(loss, w, steps)
+
+
+def test_the_configuration_gives_each_kind_of_layer_its_norm():
+    config = OmegaConf.load(Path(CONF, "optimizer", "scion.yaml"))
+    model = nnx.eval_shape(lambda: Decoder(SMALL, rngs=nnx.Rngs(0)))
+    groups = assignment(nnx.state(model, nnx.Param), config.match)
+    assert groups["stem.embed.embedding"] == "embeddings"
+    assert groups["blocks.0.attention.q.kernel"] == "matrices"
+    assert groups["blocks.0.attention.q.bias"] == "vectors"
+    assert groups["tail.norm.scale"] == "vectors"
+    assert groups["tail.head.kernel"] == "head"
 
 
 @pytest.mark.parametrize(
