@@ -13,6 +13,7 @@ from experiments.progress import console
 from experiments.runs import run as runs
 from experiments.training import parallel, saving
 from experiments.training.loop import train
+from experiments.training.offline import with_stored_logits
 from experiments.training.planning import Plan, plan
 from experiments.training.report import table
 from models.decoder import Decoder
@@ -41,10 +42,11 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run 
         _along(planned)
         return None
     with runs.begin(at) as run:
-        job = planned.job()
+        with run.recorder.phase("teach"):
+            job, taught = with_stored_logits(planned.job(), run.folder)
         with run.recorder.phase("train"):
             state = train(job, run)
-        found: dict[str, Any] = {"training": job.summary(run.folder)}
+        found: dict[str, Any] = {"training": {**job.summary(run.folder), **taught}}
         model = job.trained(state)
         if planned.source is not None:
             found |= _kept(planned, model, run, at)

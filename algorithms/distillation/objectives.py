@@ -6,13 +6,14 @@ averaged over positions, and what an objective adds to it.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from algorithms.distillation.compressed_logits import LogitCodec
 from algorithms.distillation.divergences import DistillationLoss
@@ -109,6 +110,30 @@ class FeatureDistillation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionDistillation(FeatureDistillation):
+    """The same with the scores of attention, of as many heads (TinyBERT)."""
+
+    def __call__(
+        self, model: Any, teacher: Any, batch: Batch, key: Key[Array, ""], *, training: bool
+    ) -> Sums:
+        require_teacher(teacher)
+        own, others = zip(*self._pairs(model, teacher), strict=True)
+        student = model.predictions(batch.inputs, features=own, related=own)
+        taught = teacher.predictions(batch.inputs, features=others, related=others)
+        found = mixed(student, between(self.divergence, student, taught), batch, self.share)
+        windows = jnp.shape(batch.inputs)
+
+        def hidden(predictions: Predictions) -> list[Float[Array, "B T _"]]:
+            return [x.reshape(*windows, -1) for x in predictions.features]
+
+        error = self.features.loss(
+            model.projections.regressors(), hidden(student), hidden(taught),
+            *([scores(qkv) for qkv in each.related] for each in (student, taught)), mask_of(batch),
+        )  # fmt: skip
+        return added(found, "features", error, self.weight)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RelationDistillation:
     """A divergence, and how the tokens of one block's queries, keys and values relate (MiniLM).
 
@@ -119,7 +144,7 @@ class RelationDistillation:
     relations: FeatureLoss
     share: float | int = 1.0
     weight: float | int = 1.0
-    blocks: tuple[int, int] | list[int] = (-1, -1)
+    blocks: Sequence[int] = (-1, -1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))  # lists are not hashable
@@ -133,8 +158,8 @@ class RelationDistillation:
         taught = teacher.predictions(batch.inputs, related=(other,))
         found = mixed(student, between(self.divergence, student, taught), batch, self.share)
         qkv = (repeated(each.related[0]) for each in (student, taught))
-        mask = None if batch.mask is None else jnp.asarray(batch.mask) > 0
-        return added(found, "relations", self.relations.loss(None, *qkv, mask), self.weight)
+        error = self.relations.loss(None, *qkv, mask_of(batch))
+        return added(found, "relations", error, self.weight)
 
     def _numbers(self, model: Any, teacher: Any) -> tuple[int, ...]:
         both = zip((model, teacher), self.blocks, strict=True)
@@ -193,8 +218,18 @@ def added(found: Sums, name: str, mean: Float[Array, ""], weight: float | int) -
     return found._replace(loss=found.loss + weight * total, watched=watched)
 
 
+def mask_of(batch: Batch) -> Bool[Array, "B T"] | None:
+    return None if batch.mask is None else jnp.asarray(batch.mask) > 0
+
+
+def scores(qkv: tuple[Float[Array, "B T a h"], ...]) -> Float[Array, "B a T T"]:
+    """Of attention, before the softmax."""
+    q, k, _ = repeated(qkv)
+    return jnp.einsum("BTah,BSah->BaTS", q, k) / jnp.sqrt(q.shape[-1])
+
+
 def repeated(
-    qkv: tuple[Float[Array, "B T a h"], Float[Array, "B T b h"], Float[Array, "B T b h"]],
+    qkv: tuple[Float[Array, "B T _ h"], ...],
 ) -> tuple[Float[Array, "B T a h"], ...]:
     """With the keys and values of grouped heads as often as they serve."""
     q, k, v = qkv

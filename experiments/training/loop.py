@@ -124,6 +124,8 @@ class Job:
         whole = parallel.gather(state)
         model = self.parts.merged(_evaluated(whole.optimizer, whole.params), whole.buffers)
         parametrization.finish(model)
+        if hasattr(self.objective, "dismiss"):
+            self.objective.dismiss(model)
         return model
 
     def summary(self, folder: Path) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class Job:
         params = _evaluated(state.optimizer, state.params)
         key, totals, count = jax.random.key(self.seed), dict[str, float](), 0.0
         for batch in chunks(self.examples.heldout, self.pace.evaluation_batch):
-            whole = _filled(batch, self.pace.evaluation_batch)
+            whole = filled(batch, self.pace.evaluation_batch)
             found = training.evaluate(
                 params, state.buffers, self.fixed, self.taught,
                 parallel.put_batch(whole, self.mesh), key, graph=self.parts.graph,
@@ -153,16 +155,16 @@ class Job:
 _evaluated = jax.jit(eval_params)
 
 
-def _filled(batch: Batch, size: int) -> Batch:
+def filled(batch: Batch, size: int) -> Batch:
     """A batch of the size that is compiled: what is added counts nothing."""
     mask = np.ones(batch.targets.shape, np.float32) if batch.mask is None else batch.mask
     lacking = size - len(batch.inputs)
 
-    def filled(x: np.ndarray) -> np.ndarray:
+    def longer(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, np.repeat(x[:1], lacking, 0)]) if lacking else x
 
     none = np.zeros((lacking, *mask.shape[1:]), np.float32)
-    return jax.tree.map(filled, batch)._replace(mask=np.concatenate([mask, none]))
+    return jax.tree.map(longer, batch)._replace(mask=np.concatenate([mask, none]))
 
 
 def train(job: Job, run: OpenRun | None) -> TrainState:

@@ -106,10 +106,12 @@ class Plan:
         module = self._module(plain["seeds"]["init"])
         _set_remat(self.config, module)
         _parametrize(self.config, module, jax.random.key(plain["seeds"]["init"]))
-        parts = training.take_apart(module, learned(self.config))
         graph = teacher = None
         if self.teacher is not None:
-            graph, teacher = nnx.split(load_model(self.teacher))
+            taught = load_model(self.teacher)
+            _prepare(self.objective, module, taught, jax.random.key(plain["seeds"]["init"]))
+            graph, teacher = nnx.split(taught)
+        parts = training.take_apart(module, learned(self.config))
         return Job(
             parts, self.objective, self.optimizer, self.examples, self.order, self.pace,
             seed=plain["seeds"]["method"], accumulate=plain["accumulate"], dtype=plain["dtype"],
@@ -149,7 +151,7 @@ def plan(config: DictConfig) -> Plan:
         raise UserError("remat=true: a classifier has no blocks to compute anew: choose false.")
     optimizer, objective = _optimizer(config), build(config, "loss")
     try:
-        shapes = training.take_apart(_abstract(config, model), learned(config))
+        shapes = training.take_apart(_abstract(config, model, objective, teacher), learned(config))
     except ValueError as error:
         raise UserError(str(error)) from error
     assigned(config, shapes.params)
@@ -224,7 +226,19 @@ def _parametrize(config: DictConfig, module: nnx.Module, key: Any) -> None:
             raise UserError(f"parametrization: {error}") from error
 
 
-def _abstract(config: DictConfig, model: Any) -> nnx.Module:
+def _prepare(objective: Objective, module: nnx.Module, teacher: nnx.Module, key: Any) -> None:
+    """Raises UserError where the objective cannot compare the two."""
+    if not hasattr(objective, "prepare"):
+        return
+    try:
+        objective.prepare(module, teacher, key)
+    except ValueError as error:
+        raise UserError(f"loss: {error}") from error
+
+
+def _abstract(
+    config: DictConfig, model: Any, objective: Objective, teacher: Source | None
+) -> nnx.Module:
     """The module that is trained, without memory."""
 
     def made() -> nnx.Module:
@@ -232,6 +246,9 @@ def _abstract(config: DictConfig, model: Any) -> nnx.Module:
         module = Decoder(model.config, rngs=rngs) if isinstance(model, Source) else model(rngs=rngs)
         _set_remat(config, module)
         _parametrize(config, module, jax.random.key(0))
+        if teacher is not None:
+            taught = Decoder(teacher.config, rngs=rngs)
+            _prepare(objective, module, taught, jax.random.key(0))
         return module
 
     return nnx.eval_shape(made)
