@@ -73,16 +73,17 @@ def refreshed(
     After the first gradient they are eigenvectors; `again(factors, bases, nu)` gives them in every
     frequency-th step after it; in between they stay.
     """
-
-    def stay(factors: Sides, bases: Sides, nu: Any) -> tuple[Sides, Any]:
-        return bases, nu
-
-    def first(factors: Sides, bases: Sides, nu: Any) -> tuple[Sides, Any]:
-        rank = min((f.shape[-1] for f in jax.tree.leaves(factors)), default=0)
-        return jax.tree.map(lambda f: eigenbasis(f, rank), factors), nu
-
     turn = jnp.where(count == 0, 1, jnp.where(count % frequency == 0, 2, 0))
-    return jax.lax.switch(turn, [stay, first, again], factors, bases, nu)
+    return jax.lax.switch(turn, [_stay, _first, again], factors, bases, nu)
+
+
+def _stay(factors: Sides, bases: Sides, nu: Any) -> tuple[Sides, Any]:
+    return bases, nu
+
+
+def _first(factors: Sides, bases: Sides, nu: Any) -> tuple[Sides, Any]:
+    rank = min((f.shape[-1] for f in jax.tree.leaves(factors)), default=0)
+    return jax.tree.map(lambda f: eigenbasis(f, rank), factors), nu
 
 
 def eigenbasis(factor: Float[Array, "*batch d d"], rank: int) -> Float[Array, "*batch d d"]:

@@ -33,7 +33,7 @@ from algorithms.optimizers.matrices import require_matrices
 class KLState(NamedTuple):
     """In float32, or the parameters' dtype where that is wider."""
 
-    count: Int[Array, ""]  # gradients seen
+    step: Int[Array, ""]  # gradients seen
     mu: Any  # M
     nu: Any  # V of KL-SOAP; None in the place of each parameter for KL-Shampoo
     factors: Any  # (L, R) in the place of each parameter
@@ -79,7 +79,7 @@ def scale_by_kl_shampoo(
 
     def update(grads: Any, state: KLState, params: Any = None) -> tuple[Any, KLState]:
         del params
-        count = state.count
+        count = state.step
 
         def one(
             gradient: Any, mu: Any, nu: Any, factors: Sides, spectra: Sides, bases: Sides

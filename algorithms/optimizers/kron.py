@@ -32,7 +32,7 @@ BALANCED = 0.01  # the fraction of fits before which Q_L and Q_R are made equall
 class KronState(NamedTuple):
     """In float32, or the parameters' dtype where that is wider."""
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]  # gradients seen
     since: Int[Array, ""]  # steps since the last fit
     key: Key[Array, ""]
     mu: Any  # M before its bias is corrected
@@ -66,6 +66,7 @@ def scale_by_kron(
     """
     _validate(b1, update_probability, factor_learning_rate, initial_scale)
     probability = annealed_probability() if update_probability is None else update_probability
+    fit_all = functools.partial(fitted, rate=factor_learning_rate)
 
     def init(params: Any) -> KronState:
         def factors(p: jax.Array) -> Sides:
@@ -77,7 +78,7 @@ def scale_by_kron(
 
     def update(grads: Any, state: KronState, params: Any = None) -> tuple[Any, KronState]:
         del params
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.step)
         wide = jax.tree.map(lambda g, m: g.astype(m.dtype), grads, state.mu)
         mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, wide, state.mu)
         mean = jax.tree.map(lambda m: as_matrix(m) / (1 - b1**count).astype(m.dtype), mu)
@@ -85,9 +86,8 @@ def scale_by_kron(
 
         p = probability(count) if callable(probability) else probability
         due = state.since + 1 >= 1 / p
-        key = jax.random.fold_in(state.key, state.count)
-        fit = functools.partial(fitted, key=key, rate=factor_learning_rate)
-        factors = jax.lax.cond(due, fit, lambda seen, factors: factors, seen, state.factors)
+        key = jax.random.fold_in(state.key, state.step)
+        factors = jax.lax.cond(due, fit_all, _stay, key, seen, state.factors)
         moves = jax.tree.map(
             lambda g, x, q: batched(whitened, x)(x, q).reshape(g.shape).astype(g.dtype),
             grads, mean, factors,
@@ -133,7 +133,11 @@ def initial_factors(p: Float[Array, "..."], scale: float, triangular: int) -> Si
     return Sides(None if p.ndim < 2 else factor(x.shape[-2]), factor(x.shape[-1]))
 
 
-def fitted(seen: Any, factors: Any, *, key: Key[Array, ""], rate: float) -> Any:
+def _stay(key: Key[Array, ""], seen: Any, factors: Any) -> Any:
+    return factors
+
+
+def fitted(key: Key[Array, ""], seen: Any, factors: Any, *, rate: float) -> Any:
     """All factors after a step by what is to be whitened."""
     balance, noise = jax.random.split(key)
     balanced = jax.random.uniform(balance) < BALANCED

@@ -18,7 +18,8 @@ def map_leaves(function: Callable[..., tuple], grads: Any, *states: Any) -> tupl
 
     The parts may be pytrees. What comes back are trees like `grads`, one for each value.
     """
-    leaves, structure = jax.tree.flatten(grads)
+    leaves = jax.tree.leaves(grads)
+    structure: Any = jax.tree.structure(grads)
     if not leaves:  # all are masked
         return (grads, *states)
     parts = map(structure.flatten_up_to, states)

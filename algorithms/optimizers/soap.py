@@ -32,7 +32,7 @@ from algorithms.optimizers.matrices import require_matrices
 class SOAPState(NamedTuple):
     """In float32, or the parameters' dtype where that is wider."""
 
-    count: Int[Array, ""]  # gradients seen
+    step: Int[Array, ""]  # gradients seen
     mu: Any  # M
     nu: Any  # V
     factors: Any  # (L, R) in the place of each parameter
@@ -70,9 +70,9 @@ def scale_by_soap(
 
     def update(grads: Any, state: SOAPState, params: Any = None) -> tuple[Any, SOAPState]:
         del params
-        count = state.count
-        step = jnp.maximum(count, 1)  # 0 moves nothing
-        scale = jnp.sqrt(1 - b2**step) / (1 - b1**step) if correct_bias else 1.0
+        count = state.step
+        moved = jnp.maximum(count, 1)  # the first gradient moves nothing
+        scale = jnp.sqrt(1 - b2**moved) / (1 - b1**moved) if correct_bias else 1.0
 
         def one(gradient: Any, mu: Any, nu: Any, factors: Sides, bases: Sides) -> tuple:
             g = gradient.astype(mu.dtype)

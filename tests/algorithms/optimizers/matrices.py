@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests.algorithms.test_block_ldlq import equations
+
 
 def gradients(shape, steps, seed=0):
     """[steps, *shape]: noise that is correlated along both sides, around a mean."""
@@ -33,6 +35,12 @@ def updates(optimizer, grads):
 
     found, state = run(params, grads)
     return jax.tree.map(np.asarray, found), state
+
+
+def program(optimizer, shape):
+    """The number of equations of an update's graph."""
+    w = jnp.zeros(shape)
+    return equations(jax.make_jaxpr(optimizer.update)(w, optimizer.init(w), w).jaxpr)
 
 
 def orthogonal(d, rng):

@@ -14,7 +14,7 @@ from algorithms.optimizers.kron import (
     scale_by_kron,
 )
 from tests.algorithms.optimizers import kron_official as official
-from tests.algorithms.optimizers.matrices import distances, gradients, orthogonal, updates
+from tests.algorithms.optimizers.matrices import distances, gradients, orthogonal, program, updates
 
 STEPS = 24
 ALWAYS = dict(update_probability=1.0)
@@ -50,7 +50,7 @@ def balancing(steps=STEPS // 2):
 @pytest.mark.parametrize(
     "shape, ours, theirs",
     [
-        ((6, 6), {}, {}),
+        ((6, 5), {}, {}),
         ((5, 8), dict(max_size_triangular=7, b1=0.5), dict(max_size_triangular=7, b1=0.5)),
         ((8, 5), dict(max_size_triangular=7, factor_learning_rate=0.3),
          dict(max_size_triangular=7, preconditioner_lr=0.3)),
@@ -61,24 +61,21 @@ def balancing(steps=STEPS // 2):
         ((7,), dict(min_ndim_triangular=1), dict(min_ndim_triangular=1)),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("anneal", [False, True])
-def test_its_steps_are_those_of_the_jax_version(x64, shape, ours, theirs, anneal):
+def test_its_steps_are_those_of_the_jax_version(x64, shape, ours, theirs):
     grads, seed = 0.1 * gradients(shape, STEPS), balancing()
 
-    def probability(count):  # 1 for 4 steps, then 0.45
-        return np.clip(np.exp(-0.2 * (count - 4)), 0.45, 1.0) if anneal else 1.0
+    def probability(count):  # 1 for 12 steps, then falling to 0.45
+        return np.clip(np.exp(-0.2 * (count - 12)), 0.45, 1.0)
 
-    schedule = annealed_probability(minimum=0.45, decay=0.2, flat=4) if anneal else 1.0
     port = official.Kron(shape, probability=probability, **theirs)
     expected, fits, balanced = [], 0, 0
     for g, (v, balances) in zip(grads, draws(seed, shape), strict=True):
         expected.append(port.step(g, v, balances))
         fits, balanced = fits + port.due, balanced + (port.due and balances)
-    optimizer = scale_by_kron(update_probability=schedule, seed=seed, **ours)
-    found, _ = updates(optimizer, grads)
+    schedule = annealed_probability(minimum=0.45, decay=0.2, flat=12)
+    found, _ = updates(scale_by_kron(update_probability=schedule, seed=seed, **ours), grads)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
-    assert fits == STEPS if not anneal else STEPS / 3 < fits < STEPS
-    assert balanced or anneal
+    assert STEPS / 2 < fits < STEPS and balanced
 
 
 def test_a_stack_is_its_matrices(x64):
@@ -159,11 +156,8 @@ def test_the_probability_falls_as_it_says():
 
 
 def test_its_program_does_not_grow_with_the_matrix():
-    def lines(shape):
-        optimizer, w = kron(1e-3), jnp.zeros(shape)
-        return str(jax.make_jaxpr(optimizer.update)(w, optimizer.init(w), w)).count("\n")
-
-    assert lines((4, 6)) == lines((40, 60))
+    optimizer = kron(1e-3)
+    assert program(optimizer, (4, 6)) == program(optimizer, (40, 60))
 
 
 def test_bfloat16_parameters_have_a_state_of_float32():
