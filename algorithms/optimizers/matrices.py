@@ -7,6 +7,7 @@ batch, such as a mixture's experts. Papers and their code speak of W [out, in]: 
 from typing import Any
 
 import jax
+from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers
 
 from algorithms.optimizers.groups import named
@@ -25,3 +26,8 @@ def require_matrices(params: Any, name: str) -> None:
 def muon_dimensions(params: Any) -> Any:
     """What `optax.contrib.muon` wants to know of each leaf."""
     return jax.tree.map(lambda _: MuonDimensionNumbers(reduction_axis=-2, output_axis=-1), params)
+
+
+def own_axes(leaf: Array) -> tuple[int, ...]:
+    """The axes of one parameter, where others are a batch: the last two, or a vector's one."""
+    return tuple(range(max(leaf.ndim - 2, 0), leaf.ndim))

@@ -1,4 +1,7 @@
-"""What every optimizer promises, those included that join later: conf/optimizer is the list."""
+"""What every optimizer promises, those included that join later: conf/optimizer is the list.
+
+So does AdamW in each of conf/outer and conf/averaging.
+"""
 
 from pathlib import Path
 
@@ -17,7 +20,12 @@ from experiments.configuration import CONF
 from models.config import DecoderConfig, Mixing
 from models.decoder import Decoder
 
-OPTIMIZERS = sorted(path.stem for path in Path(CONF, "optimizer").glob("*.yaml"))
+OPTIMIZERS = [
+    (group, path.stem)
+    for group in ("optimizer", "outer", "averaging")
+    for path in sorted(Path(CONF, group).glob("*.yaml"))
+    if path.stem != "none"
+]
 STEPS = 3
 SMALL = DecoderConfig(
     vocabulary=24, hidden=16, layers=2, heads=2, kv_heads=1, head_size=8, feed_forward=20,
@@ -25,10 +33,18 @@ SMALL = DecoderConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=OPTIMIZERS)
+def instantiated(group, name):
+    chosen = OmegaConf.load(Path(CONF, group, f"{name}.yaml"))
+    return hydra.utils.instantiate(OmegaConf.create({"steps": 20, "chosen": chosen}).chosen)
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS, ids="-".join)
 def optimizer(request):
-    config = OmegaConf.load(Path(CONF, "optimizer", f"{request.param}.yaml"))
-    return optax.with_extra_args_support(hydra.utils.instantiate(config))
+    group, _ = request.param
+    made = instantiated(*request.param)
+    if group != "optimizer":
+        made = made(instantiated("optimizer", "adamw"))
+    return optax.with_extra_args_support(made)
 
 
 @pytest.fixture(scope="module")
