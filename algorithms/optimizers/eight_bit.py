@@ -10,12 +10,12 @@ What a step computes is computed in float32, on decoded states.
 
 This differs from bitsandbytes in:
 1. Weight decay is where the wrapped optimizer has it: before the step, not after.
-2. States that cannot be negative are recognized by their names in the state.
+2. Moments that cannot be negative are recognized by their field's name in the state.
 """
 
 import dataclasses
 import functools
-import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from algorithms.optimizers.groups import path_name
 from algorithms.optimizers.iterates import wide
 
 BLOCK = 256
@@ -84,20 +83,20 @@ def eight_bit(
     inner: optax.GradientTransformation,
     *,
     smallest: int = 4096,
-    unsigned: str = r"(.*\.)?nu(\..*)?",
+    unsigned: Sequence[str] = ("nu", "v", "v_row", "v_col"),
 ) -> optax.GradientTransformationExtraArgs:
     """`inner`, with its state in 8 bits between steps.
 
-    smallest: leaves of fewer elements stay floats. unsigned: the regular expression that the path
-    of a leaf in the state matches, such as "0.nu.blocks.3.mlp.up.kernel", if nothing in it is
-    negative.
+    smallest: leaves of fewer elements stay floats. unsigned: the fields of optax's states in which
+    nothing is negative.
     """
     inner = optax.with_extra_args_support(inner)
 
     def encoded(path: tuple[Any, ...], leaf: Array) -> Array | EightBit:
         if leaf.size < smallest or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        return encode(leaf, signed=re.fullmatch(unsigned, path_name(path)) is None)
+        fields = {key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)}
+        return encode(leaf, signed=fields.isdisjoint(unsigned))
 
     def stored(state: optax.OptState) -> EightBitState:
         return EightBitState(jax.tree_util.tree_map_with_path(encoded, state))
@@ -117,7 +116,8 @@ def eight_bit(
         )  # fmt: skip
         seen = None if params is None else wide(params)
         moves, inner_state = inner.update(wide(updates), decoded, seen, **extra)
-        return optax.tree.cast_like(moves, updates), stored(inner_state)
+        like = updates if params is None else params
+        return optax.tree.cast_like(moves, like), stored(inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

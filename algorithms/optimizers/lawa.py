@@ -40,7 +40,7 @@ def _mean(state: LawaState, params: optax.Params) -> optax.Params:
 
 
 def lawa(
-    inner: optax.GradientTransformation, *, every: int = 1000, checkpoints: int = 10
+    inner: optax.GradientTransformation, *, every: int = 10, checkpoints: int = 6
 ) -> optax.GradientTransformation:
     """`inner`, evaluated at the mean of its latest checkpoints.
 

@@ -4,7 +4,7 @@ Gu, ICML 2025, arXiv:2411.10438.
 The gradient is corrected by what it changed by, then an optimizer goes on with c in its place:
     c_t = g_t + γ β₁/(1 - β₁) (g_t - g_{t-1}),   c_t <- c_t / max(1, ‖c_t‖)
 MARS-AdamW gives c to Adam's moments, MARS-Lion takes the sign of m_t = β₁ m_{t-1} + (1 - β₁) c_t.
-Before `optax.contrib.muon`, c makes MARS-Shampoo.
+Before `optax.contrib.muon(nesterov=False)`, c makes MARS-Shampoo.
 
 This is the approximate variant, in which g_{t-1} is the last step's gradient, of another batch. It
 differs from the paper in:

@@ -53,7 +53,7 @@ def snoo(
 ) -> optax.GradientTransformationExtraArgs:
     """`inner`, with a step of Nesterov momentum every k = `every` steps.
 
-    step_size: η. momentum: μ.
+    step_size: η, which no schedule of the run is for. momentum: μ.
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")

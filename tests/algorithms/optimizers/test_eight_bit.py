@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from algorithms.optimizers.eight_bit import EightBit, adamw_8bit, dynamic_map, eight_bit, encode
+from experiments.checkpoints.state import StateKeeper
 from tests.algorithms.optimizers import eight_bit_official as official
 from tests.algorithms.optimizers.walks import draw, walk
 
@@ -129,7 +130,21 @@ def test_moments_are_float32_for_bfloat16_parameters():
     np.testing.assert_allclose(narrow[-1]["p"].astype(np.float32), wide[-1]["p"], atol=0.04)
 
 
+def test_it_comes_back_from_a_checkpoint(tmp_path):
+    params, gradients = draw({"p": (64, 64)}, 3)
+    _, state = walk(adamw_8bit(1e-2), params, gradients, jnp.float32)
+    with StateKeeper(tmp_path) as keeper:
+        keeper.save(1, state)
+        found = keeper.latest(jax.eval_shape(lambda: state)).state
+    assert found.inner[0].mu["p"].signed and not found.inner[0].nu["p"].signed
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_parameter_of_any_name_has_signed_momentum():
-    """An attention's `v` is no second moment."""
-    state = adamw_8bit(1e-3, smallest=1).init({"attention": {"v": {"kernel": jnp.ones((4, 4))}}})
+    """An attention's `v` is no second moment, and those of Adafactor are."""
+    params = {"attention": {"v": {"kernel": jnp.ones((4, 4))}}}
+    state = adamw_8bit(1e-3, smallest=1).init(params)
     assert state.inner[0].mu["attention"]["v"]["kernel"].signed
+    state = eight_bit(optax.scale_by_factored_rms(factored=False), smallest=4).init(params)
+    assert not state.inner.v["attention"]["v"]["kernel"].signed
