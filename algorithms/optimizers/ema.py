@@ -6,6 +6,9 @@ Averaging: Polyak and Juditsky, SIAM J. Control Optim. 1992; of the end alone: J
     θ̄_t = (1 - w_t) θ̄_{t-1} + w_t θ_t
 This is the exponential average of θ_1 … θ_t divided by 1 - βᵗ, as Adam corrects its moments: the
 initial parameters have no share in it, and no warm-up of β is needed.
+
+modded-nanogpt's tail-EMA (track 3, pull request 325) differs: it starts from a copy of the
+parameters, without that correction, and is blended with the last ones.
 """
 
 import math

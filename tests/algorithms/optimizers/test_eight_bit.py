@@ -44,7 +44,8 @@ def test_codes_are_bitsandbytes(signed):
 
 
 @SIGNED
-def test_the_error_is_below_half_a_gap_and_signs_stay(signed):
+def test_the_error_is_within_a_gap_and_signs_stay(signed):
+    """Half a gap, but for what is negative and nearest to zero."""
     x = moments(signed)
     decoded = np.asarray(encode(jnp.asarray(x), signed=signed).decode())
     values = dynamic_map(signed)
