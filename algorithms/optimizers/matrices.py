@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers
 
 from algorithms.linalg import polar_factor, quintics
@@ -59,3 +60,8 @@ def orthogonal_momentum(
         optax.scale(1 - momentum),  # a sum becomes the average, so that EPSILON means the same
         orthogonalize(coefficients),
     )
+
+
+def own_axes(leaf: Array) -> tuple[int, ...]:
+    """The axes of one parameter, where others are a batch: the last two, or a vector's one."""
+    return tuple(range(max(leaf.ndim - 2, 0), leaf.ndim))
