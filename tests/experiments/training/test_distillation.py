@@ -59,9 +59,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, teacher, monkeypatch, n
     assert result(taught(tmp_path, teacher, name, *more)) == whole
 
 
-def test_stored_logits_are_computed_once_and_their_size_is_recorded(
-    tmp_path, teacher, monkeypatch
-):
+def test_stored_logits_are_computed_once_and_their_size_is_recorded(tmp_path, teacher, monkeypatch):
     done = taught(tmp_path, teacher, "top_k_logits", "loss.codec.k=8")
     facts = done.record["training"]["teacher_logits"]
     kept = list((done.folder / offline.FOLDER).iterdir())
