@@ -18,8 +18,6 @@ from omegaconf import OmegaConf
 from algorithms.optimizers.evaluation import eval_params
 from experiments.checkpoints.state import StateKeeper
 from experiments.configuration import CONF
-from models.config import DecoderConfig, Mixing
-from models.decoder import Decoder
 
 OPTIMIZERS = [
     (group, path.stem)
@@ -29,10 +27,24 @@ OPTIMIZERS = [
 ]
 STEPS = 3
 NO_NUMBERS = {"prodigy": "optax's estimate of the distance is 0/0 until a gradient is not zero"}
-SMALL = DecoderConfig(
-    vocabulary=24, hidden=16, layers=2, heads=2, kv_heads=1, head_size=8, feed_forward=20,
-    context=16, qkv_bias=True, experts=Mixing(count=3, chosen=1, feed_forward=6, layers=(1,)),
-)  # fmt: skip
+
+
+class Layer(nnx.Module):
+    """A matrix with its bias and, as a mixture has them, one for each of three experts."""
+
+    def __init__(self, rngs):
+        self.q = nnx.Linear(8, 12, rngs=rngs)
+        self.experts = nnx.Linear(1, 1, use_bias=False, rngs=rngs)
+        self.experts.kernel.set_value(jax.random.normal(rngs.params(), (3, 6, 4)))
+
+
+class Model(nnx.Module):
+    """Few parameters, each of a kind of its own and named as a decoder's are."""
+
+    def __init__(self, rngs):
+        self.stem = nnx.Dict(embed=nnx.Embed(10, 8, rngs=rngs))
+        self.blocks = nnx.List([Layer(rngs)])
+        self.tail = nnx.Dict(head=nnx.Linear(8, 10, use_bias=False, rngs=rngs))
 
 
 def instantiated(group, name):
@@ -52,7 +64,7 @@ def optimizer(request):
 @pytest.fixture(scope="module")
 def params():
     """An nnx state: a mixture's experts, vectors and embeddings among the leaves."""
-    return nnx.state(Decoder(SMALL, rngs=nnx.Rngs(0)), nnx.Param)
+    return nnx.state(Model(nnx.Rngs(0)), nnx.Param)
 
 
 def gradients(params, step):
