@@ -11,12 +11,13 @@ from experiments.entry import entry_point, resolved
 from experiments.evaluation.footprint import bytes_on_disk
 from experiments.progress import console
 from experiments.runs import run as runs
-from experiments.training import parallel, saving
+from experiments.training import classifiers, parallel, saving
 from experiments.training.loop import train
 from experiments.training.offline import with_stored_logits
 from experiments.training.planning import Plan, plan
 from experiments.training.report import table
 from models.decoder import Decoder
+from models.mlp import MLPClassifier
 
 
 def run(config: DictConfig) -> runs.Run | None:
@@ -50,6 +51,8 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run 
         model = job.trained(state)
         if planned.source is not None:
             found |= _kept(planned, model, run, at)
+        elif isinstance(model, MLPClassifier):
+            classifiers.save(model, run.folder / "checkpoint")
         return run.finish(
             model=planned.facts(), data=job.examples.facts(), estimate=planned.estimate.facts(),
             **found,

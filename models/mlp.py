@@ -12,6 +12,7 @@ class MLPClassifier(nnx.Module):
     """Linear layers with a rectifier between them; the last one gives a logit for each class."""
 
     def __init__(self, inputs: int, widths: Sequence[int], classes: int, *, rngs: nnx.Rngs):
+        self.sizes = {"inputs": inputs, "widths": tuple(widths), "classes": classes}
         sizes = [inputs, *widths, classes]
         self.layers = nnx.List(
             [nnx.Linear(i, o, rngs=rngs) for i, o in zip(sizes, sizes[1:], strict=False)]

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from algorithms import training
+from algorithms.distillation.compressed_logits import LogitCodec
 from algorithms.optimizers.groups import named
 from algorithms.parametrization import Parametrization
 from algorithms.training import Batch, Objective, Parts
@@ -44,7 +45,7 @@ class Plan:
 
     config: DictConfig
     model: Any  # a source, or what makes a module of random keys
-    teacher: Source | None
+    teacher: Any  # the same, or None
     examples: Examples
     windows: Windows | None  # of a language model
     objective: Objective
@@ -91,7 +92,7 @@ class Plan:
             found = self.source.facts()
         else:
             found = {"location": str(self.config.model._target_).rpartition(".")[-1]}
-        taught = {} if self.teacher is None else {"teacher": self.teacher.facts()}
+        taught = {"teacher": self.teacher.facts()} if isinstance(self.teacher, Source) else {}
         return {**found, "parameters": self.estimate.parameters, **taught}
 
     def recipe(self) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ class Plan:
         _parametrize(self.config, module, jax.random.key(plain["seeds"]["init"]))
         graph = teacher = None
         if self.teacher is not None:
-            taught = load_model(self.teacher)
+            taught = self._teaching()
             _prepare(self.objective, module, taught, jax.random.key(plain["seeds"]["init"]))
             graph, teacher = nnx.split(taught)
         parts = training.take_apart(module, learned(self.config))
@@ -120,6 +121,10 @@ class Plan:
             config=getattr(self.model, "config", None),
             teacher_config=getattr(self.teacher, "config", None),
         )  # fmt: skip
+
+    def _teaching(self) -> Any:
+        teacher: Any = self.teacher
+        return load_model(teacher) if isinstance(teacher, Source) else teacher(rngs=nnx.Rngs(0))
 
     def _module(self, seed: int) -> nnx.Module:
         return load_model(self.source) if self.source is not None else self.model(
@@ -155,7 +160,10 @@ def plan(config: DictConfig) -> Plan:
     except ValueError as error:
         raise UserError(str(error)) from error
     assigned(config, shapes.params)
-    found = _estimate(plain, shapes, examples, objective, optimizer, pace, teacher)
+    try:
+        found = _estimate(plain, shapes, examples, objective, optimizer, pace, teacher)
+    except ValueError as error:  # of the objective: shapes alone went through it
+        raise UserError(f"loss: {str(error).splitlines()[0]}") from error
     return Plan(
         config, model, teacher, examples, windows, objective, optimizer, order, pace,
         build(config, "evaluation"), found, shapes, mesh,
@@ -189,9 +197,18 @@ def _data(config: DictConfig, plain: dict[str, Any], model: Any) -> tuple[Window
 
 
 def _require_alike(model: Any, teacher: Any) -> None:
-    """Refuse a teacher that speaks of other tokens."""
-    if not isinstance(teacher, Source) or not isinstance(model, Source):
+    """Refuse a teacher that speaks of other tokens, or of other classes."""
+    if isinstance(teacher, Source) != isinstance(model, Source):
         raise UserError("teacher: a language model teaches a language model: choose both so.")
+    if not isinstance(model, Source):
+        found = [nnx.eval_shape(lambda: each(rngs=nnx.Rngs(0))).sizes for each in (model, teacher)]  # noqa: B023
+        for size in ("inputs", "classes"):
+            if found[0][size] != found[1][size]:
+                raise UserError(
+                    f"The teacher's {size} are {found[1][size]}, the student's {found[0][size]}: "
+                    "choose a teacher of the same data."
+                )
+        return
     student, other = model.config.vocabulary, teacher.config.vocabulary
     if student != other:
         raise UserError(
@@ -236,9 +253,7 @@ def _prepare(objective: Objective, module: nnx.Module, teacher: nnx.Module, key:
         raise UserError(f"loss: {error}") from error
 
 
-def _abstract(
-    config: DictConfig, model: Any, objective: Objective, teacher: Source | None
-) -> nnx.Module:
+def _abstract(config: DictConfig, model: Any, objective: Objective, teacher: Any) -> nnx.Module:
     """The module that is trained, without memory."""
 
     def made() -> nnx.Module:
@@ -246,7 +261,7 @@ def _abstract(
         module = Decoder(model.config, rngs=rngs) if isinstance(model, Source) else model(rngs=rngs)
         _set_remat(config, module)
         _parametrize(config, module, jax.random.key(0))
-        if teacher is not None:
+        if isinstance(teacher, Source):
             taught = Decoder(teacher.config, rngs=rngs)
             _prepare(objective, module, taught, jax.random.key(0))
         return module
@@ -256,20 +271,24 @@ def _abstract(
 
 def _estimate(
     plain: dict[str, Any], shapes: Parts, examples: Examples, objective: Objective,
-    optimizer: optax.GradientTransformation, pace: Pace, teacher: Source | None,
+    optimizer: optax.GradientTransformation, pace: Pace, teacher: Any,
 ) -> Estimate:  # fmt: skip
     state = jax.eval_shape(
         lambda parts: training.init(parts, optimizer, jax.random.key(0)),
         shapes._replace(graph=None),
     )
     graph = others = None
+    batch = _batch(examples, plain["batch"])
     if teacher is not None:
-        graph, others = nnx.split(nnx.eval_shape(lambda: Decoder(teacher.config, rngs=nnx.Rngs(0))))
+        graph, others = nnx.split(_taught(teacher))
+    if graph is not None and (codec := getattr(objective, "codec", None)):
+        batch = batch._replace(taught=_stored(codec, teacher, batch))
+        graph = others = None
     step = functools.partial(
         training.take_step, graph=shapes.graph, teacher_graph=graph, objective=objective,
         optimizer=optimizer, accumulate=plain["accumulate"], dtype=plain["dtype"],
     )  # fmt: skip
-    found = work(step, state, shapes.fixed, others, _batch(examples, plain["batch"]))
+    found = work(step, state, shapes.fixed, others, batch)
     machine = hardware.Hardware(**plain["hardware"])
     parameters = sum(x.size for x in jax.tree.leaves((shapes.params, shapes.fixed)))
     held = size(state) + size(shapes.fixed) + size(others) + _bytes(examples)
@@ -281,6 +300,20 @@ def _estimate(
         seconds={"start": STARTING, "train": seconds},
         disk=pace.keep * size(state) + size(shapes.params) + size(shapes.fixed),
     )
+
+
+def _taught(teacher: Any) -> nnx.Module:
+    """The teacher, without memory."""
+    if isinstance(teacher, Source):
+        return nnx.eval_shape(lambda: Decoder(teacher.config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: teacher(rngs=nnx.Rngs(0)))
+
+
+def _stored(codec: LogitCodec, teacher: Any, batch: Batch) -> Any:
+    """What the codec makes of the teacher's logits on a batch, without memory."""
+    logits = jax.ShapeDtypeStruct((*batch.targets.shape, teacher.config.vocabulary), "float32")
+    key = (jax.random.key(0),) if codec.seeded else ()
+    return jax.eval_shape(codec.encode, logits, *key)
 
 
 def _batch(examples: Examples, batch: int) -> Batch:
