@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from algorithms.optimizers import eigenbases
 from algorithms.optimizers.eigenbases import Sides, rotate, rotate_back
-from algorithms.optimizers.leaves import map_leaves, preset, wide_zeros
+from algorithms.optimizers.leaves import map_leaves, wide_zeros
 from algorithms.optimizers.matrices import require_matrices
 
 
@@ -137,14 +137,26 @@ def iterate(factors: Sides, bases: Sides, nu: Any) -> tuple[Sides, Any]:
 
 
 def kl_shampoo(
-    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **settings: Any
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.98,
+    eps: float = 1e-8,
+    frequency: int = 10,
+    max_size: int = 10_000,
+    initial: float = 0.1,
+    max_inverse_root: int = 4000,
+    normalize: bool = False,
+    augmented: bool = False,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """KL-Shampoo with the settings of `scale_by_kl_shampoo` and decoupled weight decay."""
-    return preset(scale_by_kl_shampoo(**settings), learning_rate, weight_decay)
-
-
-def kl_soap(
-    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **settings: Any
-) -> optax.GradientTransformation:
-    """KL-SOAP: `kl_shampoo` with Adam's second moments."""
-    return kl_shampoo(learning_rate, weight_decay=weight_decay, augmented=True, **settings)
+    """KL-Shampoo (augmented: KL-SOAP) with the settings of `scale_by_kl_shampoo` and decoupled
+    weight decay."""
+    return optax.chain(
+        scale_by_kl_shampoo(
+            b1=b1, b2=b2, eps=eps, frequency=frequency, max_size=max_size, initial=initial,
+            max_inverse_root=max_inverse_root, normalize=normalize, augmented=augmented,
+        ),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )  # fmt: skip

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int, Key
 
 from algorithms.optimizers.eigenbases import Sides
-from algorithms.optimizers.leaves import preset, wide_zeros
+from algorithms.optimizers.leaves import wide_zeros
+from algorithms.optimizers.whitening import fit, whitened
 
 BALANCED = 0.01  # the fraction of fits before which Q_L and Q_R are made equally large
 
@@ -146,72 +146,26 @@ def fitted(key: Key[Array, ""], seen: Any, factors: Any, *, rate: float) -> Any:
     return jax.tree.map(lambda g, v, q: batched(step, g)(g, v, q), seen, noises, factors)
 
 
-def fit(
-    g: Float[Array, "m n"], v: Float[Array, "m n"], factors: Sides, balanced: Array, rate: float
-) -> Sides:
-    """A matrix's factors after a step by G and V."""
-    factors = jax.tree.map(lambda q, s: jnp.where(balanced, s * q, q), factors, balance(factors))
-    damping = float(jnp.finfo(jnp.float32).eps) ** 0.5  # as if G had so much noise
-    a = both(_times, factors, g + damping * jnp.mean(jnp.abs(g)) * v)
-    b = both(_solve, factors, v)
-    after = Sides(_step(factors.left, a, b, rate), _step(factors.right, a.T, b.T, rate))
-    return jax.tree.map(lambda new, old: jnp.where(jnp.any(g != 0), new, old), after, factors)
-
-
-def balance(factors: Sides) -> Sides:
-    """What makes the largest entries of Q_L and Q_R equal and leaves their product."""
-    largest = jax.tree.map(lambda q: jnp.max(jnp.abs(q)), factors)
-    logs = jnp.log(jnp.stack(jax.tree.leaves(largest)))
-    return jax.tree.map(lambda x: jnp.exp(jnp.mean(logs)) / x, largest)
-
-
-def both(function: Callable, factors: Sides, x: Float[Array, "m n"]) -> Float[Array, "m n"]:
-    """function(Q, X) of columns with Q_L, then of rows with Q_R."""
-    for q in factors:
-        x = x.T if q is None else function(q, x).T
-    return x
-
-
-def _times(q: jax.Array, x: jax.Array) -> jax.Array:  # Q X
-    return q[:, None] * x if q.ndim == 1 else q @ x
-
-
-def _solve(q: jax.Array, x: jax.Array) -> jax.Array:  # Q⁻ᵀ X
-    return x / q[:, None] if q.ndim == 1 else solve_triangular(q, x, trans="T")
-
-
-def _precondition(q: jax.Array, x: jax.Array) -> jax.Array:  # Qᵀ Q X
-    return (q**2)[:, None] * x if q.ndim == 1 else q.T @ (q @ x)
-
-
-def _step(q: jax.Array | None, a: jax.Array, b: jax.Array, rate: float) -> jax.Array | None:
-    """Q_L by A and B."""
-    if q is None:
-        return None
-    tiny = jnp.finfo(a.dtype).tiny
-    if q.ndim == 1:
-        p, m = jnp.sum(a**2, axis=1), jnp.sum(b**2, axis=1)
-        return q - rate * (p - m) * q / (jnp.max(p + m) + tiny)
-    p, m = a @ a.T, b @ b.T
-    return q - rate * jnp.triu(p - m) / (norm_bound(p + m) + tiny) @ q
-
-
-def norm_bound(x: Float[Array, "d d"]) -> Float[Array, ""]:
-    """A lower bound of a symmetric matrix's spectral norm, seldom by more than √2 too low."""
-    largest = jnp.max(jnp.abs(x))
-    x = x / jnp.where(largest > 0, largest, 1)
-    row = x[jnp.argmax(jnp.sum(x**2, axis=0))] @ x
-    return largest * jnp.linalg.norm(x @ row) / jnp.maximum(jnp.linalg.norm(row), 1e-30)
-
-
-def whitened(m: Float[Array, "m n"], factors: Sides) -> Float[Array, "m n"]:
-    """P M, whose root mean square is to be 1, clipped where it is above 1.1."""
-    move = both(_precondition, factors, m)
-    return move / jnp.maximum(1, jnp.sqrt(jnp.mean(move**2)) / 1.1)
-
-
 def kron(
-    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **settings: Any
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    update_probability: optax.ScalarOrSchedule | None = None,
+    factor_learning_rate: float = 0.1,
+    initial_scale: float = 1.0,
+    max_size_triangular: int = 8192,
+    min_ndim_triangular: int = 2,
+    fit_to_momentum: bool = True,
+    seed: int = 0,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """PSGD-Kron with the settings of `scale_by_kron` and decoupled weight decay."""
-    return preset(scale_by_kron(**settings), learning_rate, weight_decay)
+    return optax.chain(
+        scale_by_kron(
+            b1=b1, update_probability=update_probability, initial_scale=initial_scale,
+            factor_learning_rate=factor_learning_rate, max_size_triangular=max_size_triangular,
+            min_ndim_triangular=min_ndim_triangular, fit_to_momentum=fit_to_momentum, seed=seed,
+        ),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )  # fmt: skip

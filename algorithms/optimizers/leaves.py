@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
 def wide_zeros(x: jax.Array) -> jax.Array:
@@ -25,16 +24,3 @@ def map_leaves(function: Callable[..., tuple], grads: Any, *states: Any) -> tupl
     parts = map(structure.flatten_up_to, states)
     found = [function(*each) for each in zip(leaves, *parts, strict=True)]
     return tuple(structure.unflatten(each) for each in zip(*found, strict=True))
-
-
-def preset(
-    scale: optax.GradientTransformation,
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-) -> optax.GradientTransformation:
-    """Steps against `scale`'s directions, with decoupled weight decay."""
-    return optax.chain(
-        scale,
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )

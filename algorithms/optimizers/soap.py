@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from algorithms.optimizers import eigenbases
 from algorithms.optimizers.eigenbases import Sides, rotate, rotate_back
-from algorithms.optimizers.leaves import map_leaves, preset, wide_zeros
+from algorithms.optimizers.leaves import map_leaves, wide_zeros
 from algorithms.optimizers.matrices import require_matrices
 
 
@@ -125,7 +125,24 @@ def _iterate(
 
 
 def soap(
-    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **settings: Any
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    factor_decay: float | None = None,
+    eps: float = 1e-8,
+    frequency: int = 10,
+    max_size: int = 10_000,
+    normalize: bool = False,
+    correct_bias: bool = True,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """SOAP with the settings of `scale_by_soap` and decoupled weight decay."""
-    return preset(scale_by_soap(**settings), learning_rate, weight_decay)
+    return optax.chain(
+        scale_by_soap(
+            b1=b1, b2=b2, factor_decay=factor_decay, eps=eps, frequency=frequency,
+            max_size=max_size, normalize=normalize, correct_bias=correct_bias,
+        ),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )  # fmt: skip

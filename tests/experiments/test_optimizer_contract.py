@@ -107,8 +107,13 @@ def run(optimizer, params, *, jitted=True, steps=STEPS):
 
 def same(found, expected, tolerance=0.0):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(numbers(a), numbers(b), rtol=tolerance, atol=tolerance)
+
+
+def numbers(leaf):
+    """A key's too."""
+    key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if key else leaf, np.float64)
 
 
 def shapes(tree):

@@ -7,6 +7,8 @@ import optax
 import pytest
 
 from algorithms.optimizers.eigenbases import eigenbasis
+from algorithms.optimizers.kl_shampoo import kl_shampoo
+from algorithms.optimizers.kron import kron
 from algorithms.optimizers.soap import scale_by_soap, soap
 from tests.algorithms.optimizers import soap_official as official
 from tests.algorithms.optimizers.matrices import distances, gradients, orthogonal, program, updates
@@ -109,6 +111,16 @@ def test_rounding_does_not_choose_the_basis_of_a_null_space():
 def test_its_program_does_not_grow_with_the_matrix():
     optimizer = soap(1e-3)
     assert program(optimizer, (4, 6)) == program(optimizer, (40, 60))
+
+
+@pytest.mark.parametrize("make", [soap, kl_shampoo, kron])
+def test_weights_decay_apart_from_the_gradients(make):
+    w, g = jnp.full((4, 6), 2.0), jnp.asarray(gradients((4, 6), 1)[0], jnp.float32)
+    found = [
+        optimizer.update(g, optimizer.init(w), w)[0]
+        for optimizer in (make(0.1, weight_decay=0.5), make(0.1))
+    ]
+    np.testing.assert_allclose(found[0] - found[1], -0.1 * 0.5 * w, rtol=1e-5)
 
 
 def test_bfloat16_parameters_have_a_state_of_float32():
