@@ -47,7 +47,7 @@ class Multipliers(NamedTuple):
     attention: float
 
 
-def multipliers(growth: float, head_size: int, base_head_size: int) -> Multipliers:
+def multipliers(growth: int | float, head_size: int, base_head_size: int) -> Multipliers:
     """growth: m. Raises ValueError unless it is positive."""
     _require_growth(growth)
     return Multipliers(growth**-0.5, 1 / growth, math.sqrt(base_head_size) / head_size)
@@ -56,33 +56,33 @@ def multipliers(growth: float, head_size: int, base_head_size: int) -> Multiplie
 def mup(
     inner: optax.GradientTransformation,
     *,
-    growth: float,
+    growth: int | float,
     rule: str = "adam",
-    match: str = MATRICES,
+    matrices: str = MATRICES,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer tuned for the base, for a model wider by `growth`; as `scale_by_width`."""
     return optax.with_extra_args_support(
-        optax.chain(inner, scale_by_width(growth, rule=rule, match=match))
+        optax.chain(inner, scale_by_width(growth, rule=rule, matrices=matrices))
     )
 
 
 def scale_by_width(
-    growth: float, *, rule: str = "adam", match: str = MATRICES
+    growth: int | float, *, rule: str = "adam", matrices: str = MATRICES
 ) -> optax.GradientTransformation:
     """Updates times the table's rates.
 
     growth: m. rule: "adam", of optimizers whose updates do not depend on the gradient's size, or
-    "sgd". match: the regular expression that the path of the blocks' matrices matches. Raises
+    "sgd". matrices: the regular expression that the paths of the blocks' matrices match. Raises
     ValueError for another rule or a growth that is not positive.
     """
     _require_growth(growth)
     if rule not in ("adam", "sgd"):
         raise ValueError(f"rule={rule!r} must be adam or sgd.")
-    matrices, others = (1 / growth, 1.0) if rule == "adam" else (1.0, growth)
+    within, elsewhere = (1 / growth, 1.0) if rule == "adam" else (1.0, growth)
 
     def scaled(updates: Any, params: Any) -> Any:
         def one(path: Any, u: Any) -> Any:
-            return u * (matrices if re.fullmatch(match, path_name(path)) else others)
+            return u * (within if re.fullmatch(matrices, path_name(path)) else elsewhere)
 
         return jax.tree_util.tree_map_with_path(one, updates)
 
@@ -134,7 +134,7 @@ def _trained(
 
 def activation_sizes(model: Any, inputs: Any) -> dict[str, float]:
     """The mean magnitude of each block's output and of the logits."""
-    found = model.predictions(inputs, features=range(len(model.blocks)))
+    found = model.predictions(jnp.asarray(inputs), features=range(len(model.blocks)))
     named = {f"blocks.{n}": x for n, x in enumerate(found.features)}
     return {name: _size(x) for name, x in {**named, "logits": found.logits}.items()}
 
@@ -143,6 +143,6 @@ def _size(x: Float[Array, "..."]) -> float:
     return float(jnp.mean(jnp.abs(x.astype(jnp.float32))))
 
 
-def _require_growth(growth: float) -> None:
+def _require_growth(growth: int | float) -> None:
     if not growth > 0:
         raise ValueError(f"growth={growth} must be positive: a width over the base's.")

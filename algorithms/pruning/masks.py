@@ -50,13 +50,17 @@ class Masks(NamedTuple):
 
         return jax.tree.map(each, self.alive, *trees, is_leaf=_absent)
 
-    eval_params = start_params = applied  # see algorithms.optimizers.evaluation
+    def eval_params(self, params: Any) -> Any:
+        return self.applied(params)
+
+    def start_params(self, params: Any) -> Any:
+        return self.applied(params)
 
 
 class SparseState(NamedTuple):
     masks: Masks  # first: what is evaluated comes to the first member last
     inner: optax.OptState
-    count: Int[Array, ""]
+    steps: Int[Array, ""]  # done
     key: Key[Array, ""]
 
 
@@ -96,7 +100,7 @@ def masked_training(
         return SparseState(masks, within.init(masks.applied(params)), jnp.zeros((), jnp.int32), key)
 
     def update(gradients: Any, state: SparseState, params: Any = None, **extra: Any):
-        masks, count = state.masks, state.count
+        masks, count = state.masks, state.steps
 
         def step() -> tuple[Any, optax.OptState, Masks]:
             found, moments = within.update(masks.applied(gradients), state.inner, params, **extra)

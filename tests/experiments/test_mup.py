@@ -63,7 +63,7 @@ def test_a_wider_model_has_smaller_matrices_and_logits():
 def test_sizes_do_not_depend_on_the_width(parametrized):
     """After four steps at a rate that a base model bears well; without muP they grow."""
     tokens = np.random.default_rng(0).integers(0, 64, size=(8, 17))
-    batch, widths = Batch(tokens[:, :-1], tokens[:, 1:]), (32, 64, 128, 256)
+    batch, widths = Batch(tokens[:, :-1], tokens[:, 1:]), (32, 64, 128)
     models = {w: load_model(fresh(w, mup=BASE if parametrized else None)) for w in widths}
 
     def optimizer(width):
@@ -77,7 +77,7 @@ def test_sizes_do_not_depend_on_the_width(parametrized):
         assert all(abs(found[name]) < 0.25 for name in ("blocks.0", "blocks.1")), found
         assert found["logits"] < 0.25, found
     else:
-        assert found["blocks.1"] > 0.4 and found["logits"] > 0.4, found
+        assert found["blocks.1"] > 1 and found["logits"] > 0.4, found
 
 
 @pytest.mark.parametrize(
