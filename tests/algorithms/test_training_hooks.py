@@ -37,9 +37,10 @@ class Model(nnx.Module):
         return Predictions(noticing(self.linear(x), self.largest[...]))
 
 
-def weighted(student, teacher, batch, key):
+def weighted(model, teacher, batch, key, *, training):
     """A sum whose gradient by the predictions is what the targets are."""
-    return Sums(jnp.sum(student.hidden * batch.targets), jnp.float32(len(batch.targets)))
+    hidden = model.predictions(batch.inputs).hidden
+    return Sums(jnp.sum(hidden * batch.targets), jnp.float32(len(batch.targets)))
 
 
 def batch(*sizes):
