@@ -12,11 +12,17 @@ class MLPClassifier(nnx.Module):
     """Linear layers with a rectifier between them; the last one gives a logit for each class."""
 
     def __init__(self, inputs: int, widths: Sequence[int], classes: int, *, rngs: nnx.Rngs):
-        self.sizes = {"inputs": inputs, "widths": tuple(widths), "classes": classes}
         sizes = [inputs, *widths, classes]
         self.layers = nnx.List(
             [nnx.Linear(i, o, rngs=rngs) for i, o in zip(sizes, sizes[1:], strict=False)]
         )
+
+    @property
+    def sizes(self) -> dict[str, int | list[int]]:
+        """The arguments that it was made with."""
+        first, *others = (layer.kernel.get_value().shape for layer in self.layers)
+        *widths, classes = (first[1], *(shape[1] for shape in others))
+        return {"inputs": first[0], "widths": widths, "classes": classes}
 
     def __call__(self, x: Float[Array, "B i"]) -> Float[Array, "B c"]:
         *hidden, last = self.layers
