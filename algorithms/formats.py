@@ -137,21 +137,24 @@ class Format:
     def grid(self, low, high, divisor=None) -> Grid:
         """The grid that covers [low, high], both [R, G], with zero inside; stored as it will be."""
         scale = self.element.scale(low, high)
+        stored = self.stored(scale, high, divisor)
+        step = load_scale(stored, divisor).astype(scale.dtype)
+        zero = None if self.element.centred else self.element.zero(low, step)
+        return Grid(stored, zero, divisor)
+
+    def stored(self, scale, high, divisor=None):
+        """A step as it is kept; a power of two follows from the largest magnitude, `high`."""
         if self.scale_dtype == POWERS:
             assert isinstance(self.element, SmallFloat)
             exponent = self.element.format.peak_exponent
             power = minifloat.encode_power(minifloat.mx_scale(high.astype(jnp.float32), exponent))
-            stored = lax.bitcast_convert_type(power, jnp.dtype(POWERS))
-        elif self.scale_dtype is not None:
-            info = jnp.finfo(self.scale_dtype)
-            least = info.tiny if self.scale_dtype in FLOATS else info.smallest_subnormal
-            scale = scale if divisor is None else scale * divisor
-            stored = jnp.clip(scale, float(least), float(info.max)).astype(self.scale_dtype)
-        else:
-            stored = scale
-        step = load_scale(stored, divisor).astype(scale.dtype)
-        zero = None if self.element.centred else self.element.zero(low, step)
-        return Grid(stored, zero, divisor)
+            return lax.bitcast_convert_type(power, jnp.dtype(POWERS))
+        if self.scale_dtype is None:
+            return scale
+        info = jnp.finfo(self.scale_dtype)
+        least = info.tiny if self.scale_dtype in FLOATS else info.smallest_subnormal
+        scale = scale if divisor is None else scale * divisor
+        return jnp.clip(scale, float(least), float(info.max)).astype(self.scale_dtype)
 
     def _search(self, groups, low, high, divisor, gram) -> Grid:
         def try_range(best, step):
@@ -232,6 +235,15 @@ class Format:
     def quantize(self, w: Float[Array, "o i"], gram=None) -> QuantizedTensor:
         """Fit, then round."""
         return self.round(w, self.fit(w, gram))
+
+
+def format_of(tensor: QuantizedTensor) -> Format:
+    """The format that a tensor is in, whose scales are no longer fitted to anything."""
+    (rows, columns), dtype = tensor.block, str(tensor.scale.dtype)
+    return Format(
+        element=tensor.element, rows=rows, columns=columns,
+        scale_dtype=None if dtype == "float64" else dtype, nested=tensor.divisor is not None,
+    )  # fmt: skip
 
 
 def integer(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -26,3 +27,16 @@ def sum_over_rows(
     the most that compressing it holds.
     """
     return jnp.sum(lax.map(lambda rows: of_row(*rows), matrices, batch_size=ROWS), axis=0)
+
+
+@jax.custom_jvp
+def through(x: Array, value: Array) -> Array:
+    """`value`, with the gradient of `x`: how rounding is passed (Bengio, Léonard, Courville,
+    arXiv:1308.3432).
+    """
+    return value
+
+
+@through.defjvp
+def _through_jvp(primals, tangents):
+    return primals[1], tangents[0]

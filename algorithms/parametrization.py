@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from algorithms import surgery
 from algorithms.modules import CompressedExperts, CompressedLinear
-from algorithms.tensors import CompressedTensor
+from algorithms.tensors import CompressedTensor, DenseTensor
 
 
 @runtime_checkable
@@ -71,9 +71,29 @@ def require_dense(layer: Any, name: str) -> nnx.Linear:
 
 
 def linear_layers(model: nnx.Module) -> list[str]:
-    """The paths of all linear layers, dense and compressed, in order of their names."""
+    """The paths of all linear layers, dense and compressed, in order of their names; those that
+    are learned already are none.
+    """
     kinds = (surgery.LinearLayer, CompressedLinear, CompressedExperts)
-    return _paths(model, lambda module: isinstance(module, kinds))
+    return _paths(
+        model, lambda module: isinstance(module, kinds) and not hasattr(module, "finished")
+    )
+
+
+def parts_of(layer: Any) -> tuple[CompressedTensor, Any]:
+    """Weight and bias of a linear layer; a dense weight is a tensor too.
+
+    Raises ValueError for experts.
+    """
+    bias = getattr(layer, "bias", None)
+    if isinstance(layer, CompressedLinear):
+        return layer.tensor, bias
+    if isinstance(layer, nnx.Linear):
+        return DenseTensor(surgery.get_weight(layer)), bias
+    raise ValueError(
+        f"This parametrization has no form for experts, whose layers are {type(layer).__name__}: "
+        r"choose a match that leaves them out, such as 'blocks\..*attention\..*'."
+    )
 
 
 def finish(model: nnx.Module) -> list[str]:

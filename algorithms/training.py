@@ -40,6 +40,14 @@ class BackwardBuffer(Buffer):
     """
 
 
+def exact(variable: Any) -> Any:
+    """The same variable, kept in its own dtype whatever a step computes in: what it is rounded to
+    is part of what is stored.
+    """
+    variable.set_metadata(exact=True)
+    return variable
+
+
 class Batch(NamedTuple):
     """Of B windows of T tokens, or of B examples (no T)."""
 
@@ -219,12 +227,14 @@ def sums(
 
 def _cast(tree: Any, dtype: DTypeLike | None) -> Any:
     """Floating-point arrays in the dtype that is computed in; compressed weights stay as they are,
-    whose scales are part of what is stored.
+    whose scales are part of what is stored, and so do `exact` variables.
     """
     if dtype is None:
         return tree
 
     def kept(x: Any) -> bool:
+        if isinstance(x, nnx.Variable):
+            return x.get_metadata().get("exact", False)
         return isinstance(x, CompressedTensor)
 
     def cast(x: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from algorithms.numerics import through
 from algorithms.tensors.base import CompressedTensor
 
 
@@ -40,12 +41,12 @@ class QuantizedInput(CompressedTensor):
         return True
 
     def rounded(self, x: Float[Array, "*m i"]) -> Float[Array, "*m i"]:
-        """The input as the weight sees it."""
+        """The input as the weight sees it; to gradients, the input itself."""
         rows = x.reshape(-1, x.shape[-1]).astype("float32")
         grid = self.scale, self.zero, self.divisor
         if self.scale is None:
             grid = self.format.fit(rows, divisor=self.divisor)
-        return self.format.nearest(rows, grid).reshape(x.shape).astype(x.dtype)
+        return through(x, self.format.nearest(rows, grid).reshape(x.shape).astype(x.dtype))
 
     def dequantize(self, dtype: DTypeLike | None = None) -> Float[Array, "o i"]:
         return self.weight.dequantize(dtype)

@@ -61,6 +61,9 @@ class HuggingFaceFolder(Source):
         found = [self._take(place) for place in self._places[name]]
         return np.stack(found) if len(shapes(self.config)[name]) == 3 else found[0]
 
+    def packed(self, name: str) -> bool:
+        return name in self._quantized
+
     def tensor(self, name: str) -> Any:
         return self._quantized.tensor(name) if name in self._quantized else self.read(name)
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from algorithms import surgery
+from algorithms import parametrization, surgery
 from algorithms.kv_cache import SCALES
-from algorithms.tensors import CompressedTensor
+from algorithms.modules import CompressedExperts, CompressedLinear
+from algorithms.tensors import CompressedTensor, ExpertsTensor
 from experiments.checkpoints.sources import Rows, Source, tensor_name
 from models.block import Block
 from models.config import DecoderConfig
@@ -110,6 +112,24 @@ def load_tail(source: Source, dtype: DTypeLike = jnp.float32, *, rows: Rows | No
 def load_model(source: Source, dtype: DTypeLike = jnp.float32) -> Decoder:
     """The whole model at once, for what fits memory."""
     return _load(lambda: Decoder(source.config, rngs=nnx.Rngs(0)), source, dtype)
+
+
+def outline(source: Source) -> Decoder:
+    """The whole model without memory: shapes alone, of compressed layers too."""
+    module = nnx.eval_shape(lambda: Decoder(source.config, rngs=nnx.Rngs(0)))
+    for path in parametrization.linear_layers(module):
+        if source.packed(name := tensor_name((*path.split("."), "kernel"))):
+            biased = getattr(surgery.find(module, path), "bias", None) is not None
+            made = functools.partial(_packed_layer, source, name, biased)
+            surgery.replace(module, path, nnx.eval_shape(made))
+    return module
+
+
+def _packed_layer(source: Source, name: str, biased: bool) -> nnx.Module:
+    tensor = source.tensor(name)
+    if isinstance(tensor, ExpertsTensor):
+        return CompressedExperts(tensor)
+    return CompressedLinear(tensor, jnp.zeros(tensor.shape[0]) if biased else None)
 
 
 def _of_rows(config: DecoderConfig, rows: Rows | None) -> DecoderConfig:

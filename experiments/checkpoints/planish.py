@@ -182,6 +182,9 @@ class Checkpoint(Source):
     def names(self) -> frozenset[str]:
         return frozenset(self.description["tensors"])
 
+    def packed(self, name: str) -> bool:
+        return self.description["tensors"][name]["kind"] == "compressed"
+
     def tensor(self, name: str) -> Tensor:
         """A dense array, or a compressed tensor as it is stored."""
         if name not in self.description["tensors"]:

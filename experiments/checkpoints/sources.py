@@ -75,6 +75,10 @@ class Source(abc.ABC):
         """One tensor as it should enter a model: an array, or a tensor of `algorithms.tensors`."""
         return self.read(name)
 
+    def packed(self, name: str) -> bool:
+        """Whether `tensor` gives a compressed one; no file is read to find out."""
+        return False
+
     def rows(self, name: str, rows: Rows) -> Any:
         """Some rows of one tensor; of a compressed head, as it is compressed."""
         tensor = self.tensor(name)

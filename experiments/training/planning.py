@@ -19,7 +19,7 @@ from algorithms.optimizers.groups import named
 from algorithms.parametrization import Parametrization
 from algorithms.training import Batch, Objective, Parts
 from experiments import hardware
-from experiments.checkpoints.loading import load_model
+from experiments.checkpoints.loading import load_model, outline
 from experiments.checkpoints.sources import Source, require_predictions
 from experiments.data.windows import Windows
 from experiments.entry import build, resolved
@@ -256,9 +256,9 @@ def _prepare(objective: Objective, module: nnx.Module, teacher: nnx.Module, key:
 def _abstract(config: DictConfig, model: Any, objective: Objective, teacher: Any) -> nnx.Module:
     """The module that is trained, without memory."""
 
-    def made() -> nnx.Module:
-        rngs = nnx.Rngs(0)
-        module = Decoder(model.config, rngs=rngs) if isinstance(model, Source) else model(rngs=rngs)
+    made = nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))) if callable(model) else outline(model)
+
+    def parametrized(module: nnx.Module) -> nnx.Module:
         _set_remat(config, module)
         _parametrize(config, module, jax.random.key(0))
         if isinstance(teacher, Source):
@@ -266,7 +266,7 @@ def _abstract(config: DictConfig, model: Any, objective: Objective, teacher: Any
             _prepare(objective, module, taught, jax.random.key(0))
         return module
 
-    return nnx.eval_shape(made)
+    return nnx.eval_shape(parametrized, made)
 
 
 def _estimate(

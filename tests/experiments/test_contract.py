@@ -33,6 +33,7 @@ TINY = {
     "hqq": ["algorithm.format.group_size=32"],
     "autoround": ["algorithm.format.group_size=32", "algorithm.steps=4"],
     "omniquant": ["algorithm.format.group_size=32", "algorithm.steps=4"],
+    "efficient_qat": ["algorithm.format.group_size=32", "algorithm.steps=4"],
     "aqlm": ["algorithm.codebooks=1", "algorithm.codebook_bits=4", "algorithm.rounds=1"],
     "qtip": ["algorithm.bits=2", "algorithm.state_bits=8"],
     "quip_sharp": ["algorithm.bits=2"],
