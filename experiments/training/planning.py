@@ -31,7 +31,6 @@ from experiments.training.building import assigned, build_optimizer, build_sched
 from experiments.training.data import Examples, Order, next_tokens
 from experiments.training.loop import Job, Pace
 from experiments.training.parallel import Devices
-from models.decoder import Decoder
 
 # Seconds of one step over its operations at the rate of products alone; bytes over what the
 # program's order of operations holds. Fitted to the runs of `measurements.estimates`.
@@ -255,15 +254,13 @@ def _prepare(objective: Objective, module: nnx.Module, teacher: nnx.Module, key:
 
 def _abstract(config: DictConfig, model: Any, objective: Objective, teacher: Any) -> nnx.Module:
     """The module that is trained, without memory."""
-
     made = nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))) if callable(model) else outline(model)
 
     def parametrized(module: nnx.Module) -> nnx.Module:
         _set_remat(config, module)
         _parametrize(config, module, jax.random.key(0))
         if isinstance(teacher, Source):
-            taught = Decoder(teacher.config, rngs=rngs)
-            _prepare(objective, module, taught, jax.random.key(0))
+            _prepare(objective, module, _taught(teacher), jax.random.key(0))
         return module
 
     return nnx.eval_shape(parametrized, made)
@@ -305,7 +302,7 @@ def _estimate(
 def _taught(teacher: Any) -> nnx.Module:
     """The teacher, without memory."""
     if isinstance(teacher, Source):
-        return nnx.eval_shape(lambda: Decoder(teacher.config, rngs=nnx.Rngs(0)))
+        return outline(teacher)
     return nnx.eval_shape(lambda: teacher(rngs=nnx.Rngs(0)))
 
 
