@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from algorithms.training import Batch, Sums
+from algorithms.training import Batch, Predictions, Sums
 from kernels.linear_cross_entropy import linear_cross_entropy_and_logsumexp
-from models.predictions import Predictions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from jaxtyping import Array, Float, Int, Key
 from algorithms.optimizers.evaluation import start_params
 from algorithms.optimizers.groups import named
 from algorithms.tensors import CompressedTensor
-from models.sharding import constrained
 
 
 class Buffer(nnx.Variable):
@@ -55,6 +54,32 @@ class Batch(NamedTuple):
     targets: Any  # [B, T] or [B]
     mask: Any | None = None  # what each position counts; None: all count one
     taught: Any | None = None  # what a teacher said of each position, stored before
+
+
+@runtime_checkable
+class Predictions(Protocol):
+    """What a model's `predictions(inputs)` gives: logits of n positions, not computed yet, as
+    h Wᵀ, capped where it says so; without W, h are the logits.
+    """
+
+    @property
+    def hidden(self) -> Float[Array, "n d"]: ...
+    @property
+    def weight(self) -> Float[Array, "v d"] | None: ...
+    @property
+    def cap(self) -> float | None: ...
+    @property
+    def features(self) -> tuple[Any, ...]:
+        """Activations that were asked for, in order."""
+        ...
+
+    @property
+    def related(self) -> tuple[Any, ...]:
+        """Queries, keys and values that were."""
+        ...
+
+    @property
+    def logits(self) -> Float[Array, "n v"]: ...
 
 
 class Sums(NamedTuple):
@@ -208,6 +233,15 @@ step: Any = jax.jit(
     ),  # fmt: skip
     donate_argnames=("state",),
 )
+
+
+def constrained(tree: Any, layout: tuple[Any, ...] | None) -> Any:
+    """A tree whose leaves lie as the shardings of `layout` say, in order; None: wherever."""
+    if layout is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    placed = [lax.with_sharding_constraint(x, s) for x, s in zip(leaves, layout, strict=True)]
+    return jax.tree.unflatten(structure, placed)
 
 
 def sums(

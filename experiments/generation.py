@@ -14,7 +14,6 @@ from algorithms.decoding.sampling import filtered
 from experiments.errors import UserError
 from experiments.evaluation.scoring import padded
 from models.decoder import Decoder
-from models.layers import empty_cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,9 +74,7 @@ def generate_together(
     graph, state = nnx.split(model)
     longest, context = max(map(len, prompts)), model.config.context
     room = padded(longest + max_tokens, context)
-    caches = tuple(  # buffers of its own for each layer: they are donated
-        empty_cache(model.config, len(prompts), room) for _ in range(model.config.layers)
-    )
+    caches = model.empty_caches(len(prompts), room)  # each its own: they are donated
     tokens = np.zeros((len(prompts), padded(longest, context)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt

@@ -15,7 +15,7 @@ from models.block import Block
 from models.config import DecoderConfig
 from models.encoder import EncoderBlock
 from models.experts import MixtureBlock
-from models.layers import KVCache, norm
+from models.layers import KVCache, empty_cache, norm
 from models.predictions import Predictions
 from models.sites import Site
 
@@ -153,6 +153,10 @@ class Decoder(nnx.Module):
         return found._replace(
             features=tuple(_rows(entering[n + 1]) for n in features), related=tuple(qkv)
         )
+
+    def empty_caches(self, rows: int, room: int) -> tuple[KVCache, ...]:
+        """Of all layers, for sequences of up to `room` places."""
+        return tuple(empty_cache(self.config, rows, room) for _ in self.blocks)
 
     def decode(
         self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...], count: Int[Array, " B"]

@@ -11,9 +11,7 @@ the layers' work.
 """
 
 import functools
-from typing import Any
 
-import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.config import DecoderConfig
@@ -70,12 +68,3 @@ def require_divisible(config: DecoderConfig, mesh: Mesh) -> None:
             raise ValueError(
                 f"mesh.model={n} must divide the model's {name}={size}: choose a divisor of it."
             )
-
-
-def constrained(tree: Any, layout: tuple[NamedSharding, ...] | None) -> Any:
-    """A tree whose leaves lie as `layout` says, in order; None: wherever they are."""
-    if layout is None:
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    placed = [jax.lax.with_sharding_constraint(x, s) for x, s in zip(leaves, layout, strict=True)]
-    return jax.tree.unflatten(structure, placed)

@@ -20,8 +20,7 @@ from algorithms.distillation.divergences import DistillationLoss
 from algorithms.distillation.features import FeatureLoss, Regressor, layer_map
 from algorithms.distillation.function_matching import FunctionMatching
 from algorithms.objectives import accuracy, cross_entropy, positions
-from algorithms.training import Batch, Sums
-from models.predictions import Predictions
+from algorithms.training import Batch, Predictions, Sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

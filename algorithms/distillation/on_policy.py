@@ -20,9 +20,7 @@ from algorithms.distillation.masking import Mask
 from algorithms.distillation.minillm import MiniLLM, log_probabilities
 from algorithms.distillation.objectives import between, require_teacher
 from algorithms.objectives import cross_entropy, positions
-from algorithms.training import Batch, Sums
-from models.layers import KVCache, empty_cache
-from models.predictions import Predictions
+from algorithms.training import Batch, Predictions, Sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,12 @@ class OnPolicyGKD:
     def _written(self, model: Any, windows: Int[Array, "B T"], key: Any) -> Int[Array, "B T"]:
         own = unlearned(model)
         return written(
-            own.decode, caches(own, *windows.shape), windows, self.prompt, key, self.temperature
+            own.decode,
+            own.empty_caches(*windows.shape),
+            windows,
+            self.prompt,
+            key,
+            self.temperature,
         )
 
 
@@ -97,7 +100,7 @@ class OnPolicyMiniLLM:
     ) -> Float[Array, ""]:
         own, rooms = unlearned(model), windows.shape
         decode = self.minillm.sampler(own.decode, teacher.decode)
-        both = caches(own, *rooms), caches(teacher, *rooms)
+        both = own.empty_caches(*rooms), teacher.empty_caches(*rooms)
         texts = written(decode, both, windows, self.prompt, key, self.temperature)
         mask, tokens = behind_prompt(texts, self.prompt), texts[:, 1:]
 
@@ -129,12 +132,6 @@ def unlearned(model: nnx.Module) -> Any:
     """The same model, through which no gradient goes."""
     graph, state = nnx.split(model)
     return nnx.merge(graph, jax.tree.map(lax.stop_gradient, state))
-
-
-def caches(model: Any, rows: int, tokens: int) -> tuple[KVCache, ...]:
-    """Empty, for a window and the token that `generate` decodes beyond it."""
-    config = model.config
-    return tuple(empty_cache(config, rows, tokens) for _ in range(config.layers))
 
 
 def written(
