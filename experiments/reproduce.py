@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from experiments import compress, evaluate, records, survey
+from experiments import compress, evaluate, records, survey, train
 from experiments.entry import entry_point, resolved
 from experiments.errors import UserError
 from experiments.papers import pages
@@ -31,7 +31,7 @@ RESULTS = records.ROOT / survey.RESULTS
 
 
 Runners = Mapping[str, Callable[[DictConfig], Done]]
-RUNNERS: Runners = {"compress": compress.run, "evaluate": evaluate.run}
+RUNNERS: Runners = {"compress": compress.run, "evaluate": evaluate.run, "train": train.one}
 
 
 class Reproduction:

@@ -31,6 +31,13 @@ def run(config: DictConfig) -> runs.Run | None:
     return runs.finished(at) or _run(config, plain, at)
 
 
+def one(config: DictConfig) -> runs.Run:
+    """A run of this process alone."""
+    done = run(config)
+    assert done is not None
+    return done
+
+
 def prepare(config: DictConfig) -> Plan:
     """What the configuration asks for, and what it will take."""
     return plan(config)

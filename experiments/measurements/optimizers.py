@@ -48,9 +48,7 @@ def _run(settings: Sequence[str], name: str, factor: float, seed: int, runs: str
     overrides = [*settings, f"optimizer={name}", f"learning_rates={factor}", f"seed={seed}"]
     config = compose(Run("train", (*overrides, f"runs={runs}", "logger.tensorboard=false")))
     try:
-        done = train.run(config)
-        assert done is not None
-        record = done.record
+        record = train.one(config).record
     except UserError as error:
         if "not every number is finite" not in str(error) and "held-out loss" not in str(error):
             raise

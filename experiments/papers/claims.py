@@ -2,7 +2,8 @@
 
 Perplexities are compared in the log, paired by held-out window: d = loss of `lower` − loss of
 `higher` − log(factor), the mean over shared seeds first, then Student's t over windows. The claim
-holds where the 95 % confidence interval of d lies below zero. Any other metric is compared as the
+holds where the 95 % confidence interval of d lies below zero. What training came to is paired by
+seed, with d = metric of `lower` − factor · that of `higher`. Any other metric is compared as the
 number it is.
 """
 
@@ -22,6 +23,7 @@ from experiments.statistics import estimate
 
 Status = Literal["HOLDS", "DOES NOT HOLD", "INCONCLUSIVE", "NOT RUN"]
 PERPLEXITY = "metrics.perplexity.value"
+TRAINED = "training."  # of training runs, whose repetitions are seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,8 @@ def judge(claim: Claim, scale: str, runs: tuple[Run, Run], find: Find) -> Verdic
     if needs:
         return Verdict(claim, "NOT RUN", " and ".join(dict.fromkeys(needs)), expected)
     compare = _perplexities if claim.check.metric == PERPLEXITY else _values
+    if claim.check.metric.startswith(TRAINED):
+        compare = _trained
     try:
         status, evidence = compare(claim, *sides)
     except UserError as error:
@@ -125,6 +129,26 @@ def _values(claim: Claim, lower: Sequence[Record], higher: Sequence[Record]) -> 
     return "HOLDS" if holds else "DOES NOT HOLD", (
         f"{check.metric} {ours:.6g} against {theirs:.6g}{ratio}, to be below {check.factor:g}"
         f"{_seeds(pairs)}"
+    )
+
+
+def _trained(claim: Claim, lower: Sequence[Record], higher: Sequence[Record]) -> tuple[Status, str]:
+    """By the paired difference of each seed: what training came to varies with them."""
+    pairs, check = shared_seeds(lower, higher), claim.check
+    ours, theirs = (
+        np.array([number(pair[side], check.metric) for pair in pairs]) for side in (0, 1)
+    )
+    found = estimate(ours - check.factor * theirs)
+    status: Status = "INCONCLUSIVE"
+    if found.high < 0:
+        status = "HOLDS"
+    elif found.low > 0:
+        status = "DOES NOT HOLD"
+    return status, (
+        f"{ours.mean():.4f} against {theirs.mean():.4f}: difference {found.mean:+.4f} "
+        f"({found.low:+.4f} to {found.high:+.4f}), to be below 0"
+        f"{'' if check.factor == 1 else f' with the second times {check.factor:g}'}; n = {found.n} "
+        f"seeds, p {p_value(found.p)}"
     )
 
 

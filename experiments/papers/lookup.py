@@ -22,6 +22,8 @@ from experiments.report import Record
 from experiments.runs.identity import identity
 
 ALGORITHM = "algorithm="
+TRAINING = ("optimizer", "schedule", "outer", "averaging", "sparsity", "precision", "loss",
+            "parametrization")  # groups of conf/train.yaml alone  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +47,27 @@ Find = Callable[[Run], list[Record]]  # one record per seed; UserError: what it 
 
 def parse(text: str) -> Run:
     """A run as a document's marker names it: overrides apart by spaces, of the model as it is where
-    the first word is "float".
+    the first word is "float", of a training run where it is "train".
     """
     words = tuple(text.split())
+    if words[:1] == ("train",):
+        return Run("train", words[1:])
     return Run("evaluate", words[1:]) if words[:1] == ("float",) else Run("compress", words)
 
 
 def run_at(selection: Selection, scale: str, stem: str, pages: Mapping[str, Page]) -> Run:
     """The run that a check names, at a scale.
 
-    It begins with the scale's overrides: those of the page of the algorithm that it uses, as one
-    algorithm's experiment sets keys that another does not have. Raises UserError if a page lacks
+    On the page of a training method, it is a training run. It begins with the scale's overrides:
+    those of the page of the algorithm that it uses, as one algorithm's experiment sets keys that another does not have. Raises UserError if a page lacks
     the scale.
     """
     if selection == "float":
         first = beginning(stem, scale, pages)
         line = f"python -m experiments.reproduce paper={stem} scale={scale}" if first else ""
         return Run("evaluate", first, line)
+    if pages[stem].config.split("/")[1] in TRAINING:
+        return Run("train", (*beginning(stem, scale, pages), *selection))
     used = [word.removeprefix(ALGORITHM) for word in selection if word.startswith(ALGORITHM)]
     owners = [owner for owner, page in pages.items() if page.config == _yaml(used)]
     return Run("compress", (*beginning(owners[0] if owners else stem, scale, pages), *selection))

@@ -199,3 +199,48 @@ def test_the_command_of_a_claim_makes_what_it_compares(found):
             runs = runs_of(mine, "embedded", stem, found)
             compared = {lookup.identity_of(run) for run in runs if run.command == "compress"}
             assert compared & commanded(mine.experiment), mine.id
+
+
+def trained(name, *losses):
+    run = parse(f"train experiment=c1 optimizer={name}")
+    return [
+        synthetic.of(run, seed=seed, training={"heldout": {"loss": loss}})
+        for seed, loss in enumerate(losses)
+    ]
+
+
+def of_training(lower, higher, factor=1.0):
+    """A claim on the final losses of two optimizers, judged by their runs."""
+    check = Check(metric="training.heldout.loss", lower=("optimizer=muon",),
+                  higher=("optimizer=adamw",), factor=factor)  # fmt: skip
+    mine = Claim(id="c", sentence="s", source="k", check=check, experiment="x")
+    runs = tuple(parse(f"train experiment=c1 optimizer={name}") for name in ("muon", "adamw"))
+    return judge(mine, "embedded", runs, finder([*lower, *higher]))
+
+
+def test_what_training_came_to_is_compared_seed_by_seed():
+    muon, adamw = (2.0, 2.1, 2.3), (2.3, 2.35, 2.65)
+    found = of_training(trained("muon", *muon), trained("adamw", *adamw))
+    test = stats.ttest_rel(muon, adamw)
+    assert found.status == "HOLDS"
+    assert f"n = 3 seeds, p = {test.pvalue:.2g}" in found.evidence
+    reversed_ = of_training(trained("muon", *adamw), trained("adamw", *muon))
+    assert reversed_.status == "DOES NOT HOLD"
+    alike = of_training(trained("muon", 2.0, 2.4, 2.3), trained("adamw", 2.1, 2.3, 2.3))
+    assert alike.status == "INCONCLUSIVE"
+    one = of_training(trained("muon", 2.0), trained("adamw", 2.1))
+    assert one.status == "INCONCLUSIVE"  # of one seed nothing is known
+
+
+def test_a_factor_asks_for_more_than_being_lower():
+    muon, adamw = trained("muon", 2.0, 2.1, 2.3), trained("adamw", 2.3, 2.35, 2.65)
+    assert of_training(muon, adamw, factor=0.5).status == "DOES NOT HOLD"
+
+
+def test_on_the_page_of_a_training_method_a_run_is_a_training_run(found):
+    page = dataclasses.replace(
+        found["gptq"], config="conf/optimizer/muon.yaml", scales={"embedded": ("experiment=c1",)}
+    )
+    run = run_at(("optimizer=muon",), "embedded", "muon", {**found, "muon": page})
+    assert run == Run("train", ("experiment=c1", "optimizer=muon"))
+    assert str(run) == "python -m experiments.train experiment=c1 optimizer=muon"
