@@ -59,8 +59,8 @@ def run_at(selection: Selection, scale: str, stem: str, pages: Mapping[str, Page
     """The run that a check names, at a scale.
 
     On the page of a training method, it is a training run. It begins with the scale's overrides:
-    those of the page of the algorithm that it uses, as one algorithm's experiment sets keys that another does not have. Raises UserError if a page lacks
-    the scale.
+    those of the page of the algorithm that it uses, as one algorithm's experiment sets keys that
+    another does not have. Raises UserError if a page lacks the scale.
     """
     if selection == "float":
         first = beginning(stem, scale, pages)
