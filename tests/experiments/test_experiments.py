@@ -14,6 +14,7 @@ from experiments.configuration import CONF
 from experiments.data.corpora import Corpus
 from experiments.papers import pages
 from experiments.streaming import Walk
+from experiments.training.building import build_optimizer
 from tests.experiments import tiny
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
@@ -42,11 +43,20 @@ def compose(*overrides, name="compress"):
         return hydra.compose(name, list(overrides))
 
 
+def entry(name):
+    """What the header's command runs: compress or train."""
+    words = shlex.split(header(name)["command"])
+    assert words[:2] == ["python", "-m"]
+    return words[2].removeprefix("experiments.")
+
+
 def command(name):
     """The overrides of the header's command."""
-    words = shlex.split(header(name)["command"])
-    assert words[:3] == ["python", "-m", "experiments.compress"]
-    return words[3:]
+    return shlex.split(header(name)["command"])[3:]
+
+
+def of(entry_point):
+    return [name for name in EXPERIMENTS if entry(name) == entry_point]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -57,7 +67,18 @@ def test_every_experiment_opens_with_what_it_reproduces(name):
     assert command(name)[0] == f"experiment={name}"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", of("train"))
+def test_every_training_experiment_composes_and_builds(name):
+    overrides = command(name)
+    configuration.check("train", overrides)
+    config = compose(*overrides, name="train")
+    assert not OmegaConf.missing_keys(config)
+    build_optimizer(config)
+    for group in ("data", "loss"):
+        hydra.utils.instantiate(config[group])
+
+
+@pytest.mark.parametrize("name", of("compress"))
 def test_every_experiment_composes_and_instantiates(name):
     overrides = command(name)
     configuration.check("compress", overrides)  # no key that the groups do not have
@@ -73,7 +94,7 @@ def test_every_experiment_composes_and_instantiates(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_what_is_missing_is_asked_for_by_name(name):
     """Without the paths of the command, nothing but the paths is missing."""
-    missing = OmegaConf.missing_keys(compose(f"experiment={name}"))
+    missing = OmegaConf.missing_keys(compose(f"experiment={name}", name=entry(name)))
     assert missing == {word.split("=")[0] for word in command(name)[1:]}
 
 

@@ -84,7 +84,7 @@ def test_its_gradients_are_rounded_ones(parts):
             found, _ = training.sums(
                 params, parts.buffers, batch(), jax.random.key(0), fixed=parts.fixed,
                 teacher=None, graph=parts.graph, teacher_graph=None, objective=OBJECTIVE,
-                dtype=None,
+                dtype=None, training=True,
             )  # fmt: skip
             return found.loss
 

@@ -15,7 +15,8 @@ from algorithms.optimizers.evaluation import eval_params, start_params
 from experiments.checkpoints.state import StateKeeper
 from experiments.configuration import CONF
 from models.decoder import Decoder
-from tests.experiments.test_optimizer_contract import SMALL, gradients, same, shapes
+from tests.experiments.test_optimizer_contract import gradients, same, shapes
+from tests.experiments.test_precision_contract import SMALL
 
 SPARSITIES = sorted(path.stem for path in Path(CONF, "sparsity").glob("*.yaml"))
 RUN = {"steps": 8, "seeds": {"method": 0}}

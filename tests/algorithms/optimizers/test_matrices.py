@@ -11,7 +11,7 @@ from algorithms.optimizers.matrices import muon_dimensions, orthogonal_momentum,
 def test_optaxs_muon_goes_elsewhere_from_the_second_step_on():
     """Else it would serve: the official code's momentum is the reason for another."""
     ours = orthogonal_momentum(coefficients="jordan")
-    theirs = scale_by_muon(weight_dimension_numbers=muon_dimensions)
+    theirs = scale_by_muon(weight_dimension_numbers=muon_dimensions())
     kernel = jnp.zeros((6, 8))
     states = [ours.init(kernel), theirs.init(kernel)]
     apart = []

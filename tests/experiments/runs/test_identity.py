@@ -18,6 +18,7 @@ def changed(plain, **keys):
 
 def test_what_does_not_change_a_result_is_left_out(plain):
     where = {"runs", "again", "dry_run", "hardware", "logger", "launcher", "hydra", "export"}
+    where |= {"save_every", "keep", "processes"}  # of a training run
     assert EXCLUDED == where | {"bits", "tasks"}  # which count where they are used
     first = identity("compress", plain)
     for key in EXCLUDED:
