@@ -1,5 +1,5 @@
 """muP, the maximal update parametrization. Yang, Hu, Babuschkin, Sidor, Liu, Farhi, Ryder,
-Pachocki, Chen, Gao, NeurIPS 2021, arXiv:2203.03466. Notes: papers/mup.md.
+Pachocki, Chen, Gao, NeurIPS 2021, arXiv:2203.03466.
 
 How a model wider than a base by a factor m is initialized and trained, so that every activation and
 every change of one stays of the same size, and the best learning rate with it. In the form of the

@@ -1,5 +1,5 @@
 """FP8 training. Micikevicius, Stosic, Burgess et al., 2022, arXiv:2209.05433; scaling as in
-NVIDIA's TransformerEngine. Notes: papers/fp8_training.md.
+NVIDIA's TransformerEngine.
 
 All three products of a linear layer are of FP8 numbers, summed in float32: E4M3 for activations and
 weights, E5M2 (or E4M3) for gradients,

@@ -1,5 +1,4 @@
 """Training LLMs with MXFP4. Tseng, Yu, Park, AISTATS 2025, arXiv:2502.20586.
-Notes: papers/mxfp4_training.md.
 
 The forward product is as it was; both products of the backward pass are of MXFP4 numbers (E2M1, 32
 of them to a power of two), unbiased (Alg. 2 and 3):

@@ -1,5 +1,4 @@
 """Pretraining large language models with NVFP4. NVIDIA, 2025, arXiv:2509.25149.
-Notes: papers/nvfp4_training.md.
 
 All three products of a linear layer are of NVFP4 numbers: E2M1, 16 of them to an E4M3 scale, and a
 float32 for the tensor (Sec. 2). For inputs x, weights W [o, i] and gradients g (Sec. 4):

@@ -1,5 +1,4 @@
 """Gradual magnitude pruning. Zhu, Gupta, ICLR 2018 workshop, arXiv:1710.01878.
-Notes: papers/gradual_magnitude.md.
 
 From step t_0 to t_n, every Δt steps, the weights of the smallest magnitude become zero, so many
 that a fraction s_t is (Sec. 3):

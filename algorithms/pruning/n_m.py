@@ -1,5 +1,5 @@
 """SR-STE, N:M sparsity from scratch. Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun, Li, ICLR 2021,
-arXiv:2102.04010. Notes: papers/sr_ste.md.
+arXiv:2102.04010.
 
 Of each block of `block` consecutive inputs of an output, the `keep` weights of the largest
 magnitude are computed with. The gradient passes straight through to all of them, and pruned ones

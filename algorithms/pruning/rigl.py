@@ -1,4 +1,4 @@
-"""RigL. Evci, Gale, Menick, Castro, Elsen, ICML 2020, arXiv:1911.11134. Notes: papers/rigl.md.
+"""RigL. Evci, Gale, Menick, Castro, Elsen, ICML 2020, arXiv:1911.11134.
 
 Every ΔT steps until T_end, in place of a step of the optimizer (Alg. 1), of the n weights w that
 are alive in a layer the k smallest are dropped, and those of the k largest gradients of the dense

@@ -1,5 +1,5 @@
 """Sparse evolutionary training (SET). Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta, Nature
-Communications 2018, arXiv:1707.04780. Notes: papers/set.md.
+Communications 2018, arXiv:1707.04780.
 
 Layers are random sparse graphs, Erdős–Rényi, at first. Every so many steps (an epoch in the paper),
 a fraction ζ of a layer's weights, those nearest to zero, is dropped, and as many are grown at
