@@ -84,31 +84,41 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, around):
 
 @pytest.mark.slow
 def test_twenty_times_killed_it_ends_with_the_same_bytes(tmp_path):
-    """By SIGKILL at random moments, evaluation, saving and the last writes among them."""
+    """By SIGKILL some steps after each start, at a random moment of whatever is under way."""
     arguments = ["experiments.train", *small.overrides(tmp_path), "steps=400", "save_every=10",
                  "evaluate_every=25", "optimizer=muon"]  # fmt: skip
     whole = tiny.command(*arguments, f"runs={tmp_path / 'whole'}", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    rng, killed = np.random.default_rng(0), 0
-    environment = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tiny.ROOT)}}
-    for _ in range(60):
-        with subprocess.Popen(
-            [sys.executable, "-m", *arguments], **environment, stderr=subprocess.DEVNULL
-        ) as process:
-            started = time.monotonic()
-            limit = rng.uniform(4.0, 9.0)
-            while process.poll() is None and time.monotonic() - started < limit:
-                time.sleep(0.02)
-            if process.poll() is None and killed < 20:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        assert killed(tmp_path, arguments, int(rng.integers(1, 25)), rng.uniform(0, 0.2))
+    assert tiny.command(*arguments, cwd=tmp_path).returncode == 0
+    one, other = (next((tmp_path / name / "train").glob("*/seed-0")) for name in ("whole", "runs"))
+    assert (one / metrics.FILE).read_bytes() == (other / metrics.FILE).read_bytes()
+    assert tiny.files(one / "checkpoint") == tiny.files(other / "checkpoint")
+
+
+def killed(folder, arguments, steps, wait):
+    """Whether a run could be killed `wait` seconds after it had logged so many more steps."""
+
+    def logged():
+        found = list(folder.glob(f"runs/train/*/seed-0/{metrics.FILE}"))
+        return found[0].read_bytes().count(b'"train"') if found else 0
+
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", *arguments], cwd=folder, env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        lines = None
+        while process.poll() is None:
+            going = (folder / "runs").exists() and any(folder.glob("runs/train/*/seed-0/.claim"))
+            lines = logged() if lines is None and going else lines
+            if lines is not None and logged() >= lines + steps // 2:  # a line every two steps
+                time.sleep(wait)
                 process.send_signal(signal.SIGKILL)
-                killed += 1
-            elif process.wait() == 0:
-                break
-    assert killed >= 10
-    found = [next((tmp_path / name / "train").glob("*/seed-0")) for name in ("whole", "runs")]
-    a, b = ((f / metrics.FILE).read_bytes() for f in found)
-    assert a == b
-    assert tiny.files(found[0] / "checkpoint") == tiny.files(found[1] / "checkpoint")
+                return process.wait() != 0
+            time.sleep(0.01)
+    return False
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(tmp_path):
