@@ -21,6 +21,8 @@ from optax.contrib import MuonDimensionNumbers
 # Not among optax.contrib's public names, but what its Muon computes with: one iteration for all.
 from optax.contrib._muon import orthogonalize_via_newton_schulz
 
+from algorithms.numerics import widened
+
 Quintic = tuple[float, float, float]
 EPSILON = 1e-7  # added to norms, as all official codes do
 
@@ -91,5 +93,4 @@ def polar_factor(
 
 def frobenius_norm(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch 1 1"]:
     """Of each matrix, in float32 at least."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1), keepdims=True))
+    return jnp.sqrt(jnp.sum(widened(x) ** 2, axis=(-2, -1), keepdims=True))

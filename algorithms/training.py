@@ -10,7 +10,6 @@ the whole, also where a mask leaves each part another number of positions.
 """
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -23,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from algorithms.optimizers.evaluation import start_params
-from algorithms.optimizers.groups import named
+from algorithms.optimizers.groups import compiled, named
 from algorithms.tensors import CompressedTensor
 
 
@@ -138,10 +137,7 @@ def take_apart(model: nnx.Module, trainable: str = ".*") -> Parts:
 
     Raises ValueError if it is none, or matches no parameter.
     """
-    try:
-        pattern = re.compile(trainable)
-    except re.error as error:
-        raise ValueError(f"trainable={trainable!r} is no regular expression: {error}.") from error
+    pattern = compiled(trainable, "trainable")
 
     def learned(path: tuple[Any, ...], variable: Any) -> bool:
         name = ".".join(map(str, path))
@@ -223,16 +219,10 @@ def take_step(
 step: Any = jax.jit(
     take_step,
     static_argnames=(
-        "graph",
-        "teacher_graph",
-        "objective",
-        "optimizer",
-        "accumulate",
-        "dtype",
-        "layout",
-    ),  # fmt: skip
+        "graph", "teacher_graph", "objective", "optimizer", "accumulate", "dtype", "layout",
+    ),
     donate_argnames=("state",),
-)
+)  # fmt: skip
 
 
 def constrained(tree: Any, layout: tuple[Any, ...] | None) -> Any:

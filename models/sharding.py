@@ -40,7 +40,7 @@ def partition(config: DecoderConfig, path: str, shape: tuple[int, ...]) -> Parti
     if module[:1] == ["blocks"]:
         inside, layer = ".".join(module[2:]), int(module[1])
         by_inputs = inside in split_by_inputs(config, layer)
-        linear = by_inputs or any(inside in site.readers for site in sites(config, layer))
+        linear = any(inside in site.readers for site in sites(config, layer))
     else:
         by_inputs, linear = False, module[-1:] == ["head"]
     if not linear:

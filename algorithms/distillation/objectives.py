@@ -99,37 +99,37 @@ class FeatureDistillation:
     ) -> Sums:
         require_teacher(teacher)
         own, others = zip(*self._pairs(model, teacher), strict=True)
-        student = model.predictions(batch.inputs, features=own)
-        taught = teacher.predictions(batch.inputs, features=others)
+        student = model.predictions(batch.inputs, **self._asked(own))
+        taught = teacher.predictions(batch.inputs, **self._asked(others))
         found = mixed(student, between(self.divergence, student, taught), batch, self.share)
-        error = self.features.loss(
-            model.projections.regressors(), student.features, taught.features, positions(batch)[1]
-        )
+        error = self._error(model.projections.regressors(), student, taught, batch)
         return added(found, "features", error, self.weight)
+
+    def _asked(self, blocks: Sequence[int]) -> dict[str, Sequence[int]]:
+        """Which activations are wanted."""
+        return {"features": blocks}
+
+    def _error(
+        self, regressors: Any, student: Predictions, taught: Predictions, batch: Batch
+    ) -> Float[Array, ""]:
+        weights = positions(batch)[1]
+        return self.features.loss(regressors, student.features, taught.features, weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionDistillation(FeatureDistillation):
     """The same with the scores of attention, of as many heads (TinyBERT)."""
 
-    def __call__(
-        self, model: Any, teacher: Any, batch: Batch, key: Key[Array, ""], *, training: bool
-    ) -> Sums:
-        require_teacher(teacher)
-        own, others = zip(*self._pairs(model, teacher), strict=True)
-        student = model.predictions(batch.inputs, features=own, related=own)
-        taught = teacher.predictions(batch.inputs, features=others, related=others)
-        found = mixed(student, between(self.divergence, student, taught), batch, self.share)
-        windows = jnp.shape(batch.inputs)
+    def _asked(self, blocks: Sequence[int]) -> dict[str, Sequence[int]]:
+        return {"features": blocks, "related": blocks}
 
-        def hidden(predictions: Predictions) -> list[Float[Array, "B T _"]]:
-            return [x.reshape(*windows, -1) for x in predictions.features]
-
-        error = self.features.loss(
-            model.projections.regressors(), hidden(student), hidden(taught),
-            *([scores(qkv) for qkv in each.related] for each in (student, taught)), mask_of(batch),
-        )  # fmt: skip
-        return added(found, "features", error, self.weight)
+    def _error(
+        self, regressors: Any, student: Predictions, taught: Predictions, batch: Batch
+    ) -> Float[Array, ""]:
+        both, windows = (student, taught), jnp.shape(batch.inputs)
+        hidden = ([x.reshape(*windows, -1) for x in each.features] for each in both)
+        seen = ([scores(qkv) for qkv in each.related] for each in both)
+        return self.features.loss(regressors, *hidden, *seen, mask_of(batch))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

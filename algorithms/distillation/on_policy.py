@@ -56,21 +56,15 @@ class OnPolicyGKD:
 
     def _written(self, model: Any, windows: Int[Array, "B T"], key: Any) -> Int[Array, "B T"]:
         own = unlearned(model)
-        return written(
-            own.decode,
-            own.empty_caches(*windows.shape),
-            windows,
-            self.prompt,
-            key,
-            self.temperature,
-        )
+        cache = own.empty_caches(*windows.shape)
+        return written(own.decode, cache, windows, self.prompt, key, self.temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnPolicyMiniLLM:
     """MiniLLM on what a mixture of student and teacher writes, beside the data's cross-entropy.
 
-    language: what that counts. Evaluated, it is the cross-entropy and the reverse KL on the data.
+    language: what that counts. Evaluated, it is the cross-entropy of the data.
     """
 
     minillm: MiniLLM

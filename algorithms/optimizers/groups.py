@@ -26,6 +26,14 @@ def named(params: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
+def compiled(pattern: str, option: str) -> re.Pattern[str]:
+    """A pattern for whole paths; raises ValueError, with the option's name, for what is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{option}={pattern!r} is no regular expression: {error}.") from error
+
+
 def assignment(params: Any, match: Mapping[str, str]) -> dict[str, str]:
     """The group of each leaf. Raises ValueError for a leaf that no pattern matches."""
     return {name: _group(name, match) for name in named(params)}
@@ -56,12 +64,7 @@ def grouped(
             f"{', '.join(optimizers)}: give each group both."
         )
     for group, pattern in match.items():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"match.{group}={pattern!r} is no regular expression: {error}."
-            ) from error
+        compiled(pattern, f"match.{group}")
 
     def labels(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(

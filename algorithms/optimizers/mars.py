@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from algorithms.numerics import widened
 from algorithms.optimizers.matrices import own_axes
 
 
@@ -52,7 +53,7 @@ def correct_by_last_gradient(
 
 def clipped(c: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """c, with the norm of each matrix or vector at most 1."""
-    wide = c.astype(jnp.promote_types(c.dtype, jnp.float32))
+    wide = widened(c)
     norm = jnp.sqrt(jnp.sum(wide**2, axis=own_axes(c), keepdims=True))
     return (wide / jnp.maximum(norm, 1)).astype(c.dtype)
 

@@ -22,6 +22,7 @@ import optax
 from jaxtyping import Array, Float
 
 from algorithms.linalg import frobenius_norm
+from algorithms.numerics import widened
 from algorithms.optimizers.matrices import orthogonal_momentum, require_matrices
 
 EPSILON = 1e-10
@@ -98,8 +99,7 @@ def scale_by_neuron_norms(
 
 def mean_square(o: Float[Array, "*e i o"]) -> Float[Array, "*e 1 o"]:
     """Of each neuron's weights, in float32 at least."""
-    o = o.astype(jnp.promote_types(o.dtype, jnp.float32))
-    return jnp.mean(o**2, axis=-2, keepdims=True)
+    return jnp.mean(widened(o) ** 2, axis=-2, keepdims=True)
 
 
 def balance(

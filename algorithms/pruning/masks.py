@@ -8,7 +8,6 @@ with moments of zero.
 A leaf's last two axes are a matrix [in, out], axes before them a batch with a mask for each.
 """
 
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from algorithms.optimizers.groups import path_name
+from algorithms.optimizers.groups import compiled, named, path_name
 
 MATCH = r"blocks\..*\.kernel"
 
@@ -174,15 +173,11 @@ def _absent(leaf: Any) -> bool:
 
 
 def _pruned(params: Any, match: str) -> dict[str, tuple[int, ...]]:
-    try:
-        pattern = re.compile(match)
-    except re.error as error:
-        raise ValueError(f"match={match!r} is no regular expression: {error}.") from error
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {path_name(path): leaf.shape for path, leaf in leaves if leaf.ndim > 1}
-    found = {name: shape for name, shape in named.items() if pattern.fullmatch(name)}
+    pattern = compiled(match, "match")
+    shapes = {name: leaf.shape for name, leaf in named(params).items() if leaf.ndim > 1}
+    found = {name: shape for name, shape in shapes.items() if pattern.fullmatch(name)}
     if not found:
-        raise ValueError(f"match={match!r} matches no matrix among {', '.join(named) or 'none'}.")
+        raise ValueError(f"match={match!r} matches no matrix among {', '.join(shapes) or 'none'}.")
     return found
 
 

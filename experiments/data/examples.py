@@ -20,8 +20,8 @@ from experiments.training.data import Examples
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digits:
-    """1797 handwritten digits of 8 × 8 pixels (UCI Optical Recognition, Alpaydin
-    and Kaynak, 1998), as scikit-learn's package has them. Pixels are from 0 to 1.
+    """1797 handwritten digits of 8 × 8 pixels (UCI Optical Recognition, Alpaydin and Kaynak, 1998),
+    as scikit-learn's package has them. Pixels are from 0 to 1.
     """
 
     train: int | None = None  # examples to train on; None: all that are not held out

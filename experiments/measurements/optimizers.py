@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from experiments import progress, train
-from experiments.errors import UserError
 from experiments.papers.lookup import Run, compose
+from experiments.training.loop import Diverged
 
 
 def optimizers(plain: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -49,9 +49,7 @@ def _run(settings: Sequence[str], name: str, factor: float, seed: int, runs: str
     config = compose(Run("train", (*overrides, f"runs={runs}", "logger.tensorboard=false")))
     try:
         record = train.one(config).record
-    except UserError as error:
-        if "not every number is finite" not in str(error) and "held-out loss" not in str(error):
-            raise
+    except Diverged as error:
         return {"seed": seed, "loss": math.inf, "curve": [], "failed": str(error)}
     finally:
         jax.clear_caches()  # every run compiles its own step

@@ -36,7 +36,8 @@ def training_costs(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _trainer(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The trainer's steps and bare ones, in turns; and what one run compiles."""
     config = compose(Run("train", (*settings["run"], f"runs={folder}", "logger.tensorboard=false")))
-    job = plan(config).job()
+    planned = plan(config)
+    job = planned.job()
     bare, trained, programs = [], [], training.step._cache_size()
     for turn in range(settings["turns"] + 1):  # the first one compiles
         bare.append(_bare(job))
@@ -53,7 +54,7 @@ def _trainer(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "overhead": statistics.median(ratios),
         "compilations": training.step._cache_size() - programs,
         "memory": _memory(job),
-        "estimated_memory": plan(config).estimate.memory["train"],
+        "estimated_memory": planned.estimate.memory["train"],
     }
 
 

@@ -19,7 +19,7 @@ from experiments.errors import UserError
 from experiments.papers.facts import Claim, Page
 from experiments.papers.lookup import Find, Run, run_at
 from experiments.report import Record, loss_differences, number
-from experiments.statistics import estimate
+from experiments.statistics import Estimate, estimate
 
 Status = Literal["HOLDS", "DOES NOT HOLD", "INCONCLUSIVE", "NOT RUN"]
 PERPLEXITY = "metrics.perplexity.value"
@@ -106,13 +106,8 @@ def _perplexities(
         for side in (0, 1)
     )
     found = estimate(mean_difference(pairs) - math.log(factor))
-    status: Status = "INCONCLUSIVE"
-    if found.high < 0:
-        status = "HOLDS"
-    elif found.low > 0:
-        status = "DOES NOT HOLD"
     ratio, low, high = (factor * math.exp(x) for x in (found.mean, found.low, found.high))
-    return status, (
+    return settled(found), (
         f"{ours:.2f} against {theirs:.2f}: ratio {ratio:.3f} ({low:.3f} to {high:.3f}), "
         f"to be below {factor:g}; n = {found.n} windows{_seeds(pairs)}, p {p_value(found.p)}"
     )
@@ -139,17 +134,19 @@ def _trained(claim: Claim, lower: Sequence[Record], higher: Sequence[Record]) ->
         np.array([number(pair[side], check.metric) for pair in pairs]) for side in (0, 1)
     )
     found = estimate(ours - check.factor * theirs)
-    status: Status = "INCONCLUSIVE"
-    if found.high < 0:
-        status = "HOLDS"
-    elif found.low > 0:
-        status = "DOES NOT HOLD"
-    return status, (
+    return settled(found), (
         f"{ours.mean():.4f} against {theirs.mean():.4f}: difference {found.mean:+.4f} "
         f"({found.low:+.4f} to {found.high:+.4f}), to be below 0"
         f"{'' if check.factor == 1 else f' with the second times {check.factor:g}'}; n = {found.n} "
         f"seeds, p {p_value(found.p)}"
     )
+
+
+def settled(found: Estimate) -> Status:
+    """Of a difference that a claim says is below zero, by its interval."""
+    if found.high < 0:
+        return "HOLDS"
+    return "DOES NOT HOLD" if found.low > 0 else "INCONCLUSIVE"
 
 
 def shared_seeds(first: Sequence[Record], second: Sequence[Record]) -> list[tuple[Record, Record]]:

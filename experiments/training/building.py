@@ -46,11 +46,6 @@ def build_optimizer(config: DictConfig) -> optax.GradientTransformation:
     return optax.with_extra_args_support(found)
 
 
-def build_schedule(config: DictConfig) -> Any:
-    """What every learning rate is multiplied by, after so many steps."""
-    return build(config, "schedule")
-
-
 def assigned(config: DictConfig, params: Any) -> dict[str, str]:
     """The optimizer of each parameter, for a dry run: group and name.
 

@@ -34,6 +34,11 @@ from experiments.training.data import Examples, Order, chunks
 from experiments.training.metrics import FILE, MetricsLog, finite, numbers, read
 from models.config import DecoderConfig
 
+
+class Diverged(UserError):
+    """A loss or a gradient that is not finite."""
+
+
 STATE = "state"  # folder of a run's saved states
 
 
@@ -78,7 +83,6 @@ class Job:
     schedule: Callable[[int], float] | None = None  # of the learning rates, for the log
     mesh: Mesh | None = None
     config: DecoderConfig | None = None  # of the model, by which it lies on the mesh
-
     teacher_config: DecoderConfig | None = None
 
     @functools.cached_property
@@ -171,7 +175,7 @@ def train(job: Job, run: OpenRun | None) -> TrainState:
     """The state after the last step, from wherever an earlier attempt left it.
 
     run: None in processes that train along and write nothing.
-    Raises UserError if a loss or gradient is not finite.
+    Raises Diverged if a loss or gradient is not finite.
     """
     with contextlib.ExitStack() as stack:
         files = _Nothing() if run is None else stack.enter_context(_Files(run, job.pace.keep))
@@ -274,7 +278,7 @@ class _Loop:
     def evaluate(self, state: TrainState, step: int) -> None:
         found = self.job.evaluate(state)
         if not finite(found):
-            raise UserError(
+            raise Diverged(
                 f"After step {step} the held-out loss is {found['loss']}: {self.files.kept()}; "
                 "lower the learning rate, clip gradients (clip=1.0) or warm up longer."
             )
@@ -289,11 +293,8 @@ class _Loop:
         if int(metrics.bad) >= 0 or not finite(means):
             self._stop(step, metrics, means)
         if self.job.pace.due(self.job.pace.log_every, step):
-            scale = (
-                {}
-                if self.job.schedule is None
-                else {"schedule": float(self.job.schedule(step - 1))}
-            )
+            schedule = self.job.schedule
+            scale = {} if schedule is None else {"schedule": float(schedule(step - 1))}
             norm = float(metrics.gradient_norm)
             self.files.append(step=step, train=means, gradient_norm=norm, **scale)
             self._time(step)
@@ -310,7 +311,7 @@ class _Loop:
     def _stop(self, step: int, metrics: Metrics, means: Mapping[str, float]) -> None:
         bad = int(metrics.bad)
         where = f", first in the gradient of {self.names[bad]}" if bad >= 0 else ""
-        raise UserError(
+        raise Diverged(
             f"The loss at step {step} is {means['loss']}{where}, and not every number is finite: "
             f"{self.files.kept()}; lower the learning rate, clip gradients (clip=1.0) or warm up "
             "longer."

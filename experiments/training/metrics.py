@@ -40,9 +40,6 @@ class MetricsLog:
             os.fsync(file.fileno())
             return file.tell()
 
-    def lines(self) -> list[dict[str, Any]]:
-        return read(self.path)
-
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's file, oldest first."""

@@ -37,8 +37,8 @@ def with_stored_logits(job: Job, folder: Path) -> tuple[Job, dict[str, Any]]:
     if codec is None or job.teacher_graph is None:
         return job, {}
     examples = job.examples
-    parts = [*chunks(examples.train, WINDOWS), *chunks(examples.heldout, WINDOWS)]
-    with progress.steps("teach", len(parts)) as tell:
+    both = (examples.train, examples.heldout)
+    with progress.steps("teach", sum(-(-len(x.inputs) // WINDOWS) for x in both)) as tell:
         stored = {
             name: _stored(job, codec, part, folder / FOLDER, name, tell)
             for name, part in (("train", examples.train), ("heldout", examples.heldout))
@@ -59,9 +59,7 @@ def _stored(job: Job, codec: LogitCodec, data: Batch, folder: Path, name: str, t
     """Every window's, in order: a pytree of arrays [n, T, …]."""
     found = []
     folder.mkdir(parents=True, exist_ok=True)
-    encode = functools.partial(
-        _encoded, job.teacher, graph=job.teacher_graph, codec=codec, dtype=job.dtype
-    )
+    encode = functools.partial(_encoded, job.teacher, graph=job.teacher_graph, codec=codec)
     for n, part in enumerate(chunks(data, WINDOWS)):
         whole = filled(part, WINDOWS)  # so that one program serves
         key = jax.random.fold_in(jax.random.key(job.seed), n)
@@ -73,8 +71,8 @@ def _stored(job: Job, codec: LogitCodec, data: Batch, folder: Path, name: str, t
     return jax.tree.map(lambda *xs: np.concatenate(xs), *found)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "codec", "dtype"))
-def _encoded(teacher: Any, inputs: Any, key: Any, *, graph: Any, codec: LogitCodec, dtype: Any):
+@functools.partial(jax.jit, static_argnames=("graph", "codec"))
+def _encoded(teacher: Any, inputs: Any, key: Any, *, graph: Any, codec: LogitCodec):
     """[B, T, …]; logits are there for one window at a time."""
     model: Any = nnx.merge(graph, teacher)
 

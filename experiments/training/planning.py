@@ -22,7 +22,7 @@ from experiments.errors import UserError
 from experiments.estimate import Estimate
 from experiments.progress import console
 from experiments.training import cost, subject
-from experiments.training.building import assigned, build_optimizer, build_schedule
+from experiments.training.building import assigned, build_optimizer
 from experiments.training.data import Examples, Order, next_tokens
 from experiments.training.loop import Job, Pace
 from experiments.training.parallel import Devices
@@ -54,7 +54,7 @@ class Plan:
         """Refuse a run that memory or disk will not hold; raises UserError with the numbers."""
         machine = hardware.Hardware(**resolved(self.config)["hardware"])
         memory, found = machine.assumed_memory(), self.estimate
-        hardware.require(found, memory=memory, folder=folder, alternatives=iter(()))
+        hardware.require(found, memory=memory, folder=folder)
         console.print(
             f"about {hardware.duration(found.total_seconds)}, {hardware.gigabytes(found.peak)} of "
             f"memory, {hardware.gigabytes(found.disk)} of disk: {folder}",
@@ -102,7 +102,7 @@ class Plan:
         return Job(
             parts, self.objective, self.optimizer, self.examples, self.order, self.pace,
             seed=plain["seeds"]["method"], accumulate=plain["accumulate"], dtype=plain["dtype"],
-            teacher_graph=graph, teacher=teacher, schedule=build_schedule(self.config),
+            teacher_graph=graph, teacher=teacher, schedule=build(self.config, "schedule"),
             mesh=self.mesh, config=getattr(self.model, "config", None),
             teacher_config=getattr(self.teacher, "config", None),
         )  # fmt: skip
