@@ -82,6 +82,7 @@ def guarded(run: Callable[..., Any]) -> Callable[..., Any]:
 def prepare() -> None:
     """Quiet libraries, memory that is reused, and compiled functions kept between runs."""
     memory.keep_freed()
+    memory.drop_programs()
     for library in ("absl", "jax"):
         logging.getLogger(library).setLevel(logging.WARNING)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

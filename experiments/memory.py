@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 PART = 1 << 22  # values
+MAPPINGS = 24_000  # Linux allows a process 65,530 (vm.max_map_count) and ends it at one more
 
 
 def keep_freed() -> None:
@@ -34,6 +36,18 @@ def give_back() -> None:
     """Give the memory of freed arrays back to the system."""
     with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps, and can trim, a heap
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def drop_programs() -> None:
+    """Forget what JAX compiled, once its mappings come near the system's limit.
+
+    On a CPU every compiled program is mapped, in several pieces: a process that makes hundreds of
+    runs, each of shapes of its own, would end without a word. What is needed again comes from the
+    compilation cache.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/maps", "rb") as maps:
+        if sum(1 for _ in maps) > MAPPINGS:
+            jax.clear_caches()
 
 
 def in_parts(x: np.ndarray) -> Iterator[np.ndarray]:

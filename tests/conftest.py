@@ -4,6 +4,7 @@ Most of a test's time is their compilation, and most of that LLVM's optimization
 models never pays: it is left out.
 """
 
+import itertools
 import os
 import tempfile
 
@@ -13,6 +14,15 @@ CACHE = tempfile.TemporaryDirectory(prefix="planish-tests-xla-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+ENDED = itertools.count(1)  # tests of this process
+
+
+def pytest_runtest_teardown():
+    from experiments import memory  # not sooner: JAX reads its settings when it is imported
+
+    if next(ENDED) % 16 == 0:
+        memory.drop_programs()
 
 
 def pytest_addoption(parser):

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from experiments import progress, train
+from experiments import memory, progress, train
 from experiments.papers.lookup import Run, compose
 from experiments.training.loop import Diverged
 
@@ -52,7 +50,7 @@ def _run(settings: Sequence[str], name: str, factor: float, seed: int, runs: str
     except Diverged as error:
         return {"seed": seed, "loss": math.inf, "curve": [], "failed": str(error)}
     finally:
-        jax.clear_caches()  # every run compiles its own step
+        memory.drop_programs()  # every run compiles its own step
     found = record["training"]
     return {
         "seed": seed,
