@@ -4,7 +4,8 @@ Left out is what changes where a run happens or what it is also written as, but 
 computes, or counts where it is used (`bits`, `tasks`): EXCLUDED. So are steps of a recipe that are
 null, and seeds: runs that differ in seeds alone are repetitions of one experiment, told apart by
 their folder. A path to an input counts by the content it leads to, so a model that moves stays the
-same model and a file that changes does not. An evaluation on tasks reads no data of ours.
+same model and a file that changes does not; a model that a run makes counts by that run's identity.
+An evaluation on tasks reads no data of ours.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ EXCLUDED = frozenset(
 SEEDS = frozenset({"seed", "seeds"})  # at any depth
 FOLDERS = frozenset({"include_path"})  # at any depth: every file counts, by its path within
 INPUTS = frozenset({"path", "calibration_path", "heldout_path", "checkpoint"})  # at any depth
+
+MADE = "experiments.made.model"
 
 
 def identity(command: str, config: Mapping[str, Any]) -> str:
@@ -43,6 +46,10 @@ def _set(value: Any) -> bool:
 
 
 def _content(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.get("_target_") == MADE:
+        from experiments.papers.lookup import Run, identity_of  # which asks for identities itself
+
+        return {"made": identity_of(Run(value["command"], tuple(value["overrides"])))}
     if isinstance(value, Mapping):
         return {key: _entry(key, inner) for key, inner in value.items() if key not in SEEDS}
     return [_content(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,42 @@
+"""Models that other runs leave, made first if they are not there: what conf/model/made.yaml names.
+
+One command is then a whole experiment: quantize and go on training, train a teacher and distil it.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.checkpoints.sources import open_source
+from experiments.entry import resolved
+from experiments.errors import UserError
+from experiments.papers.lookup import Run, compose
+from experiments.progress import console
+from experiments.runs import run as runs_
+from experiments.training import classifiers
+
+COMMANDS = ("compress", "train")
+
+
+def model(command: str, overrides: Sequence[str], runs: str, dry_run: bool = False) -> Any:
+    """The checkpoint of the run that overrides of conf/<command>.yaml describe, opened.
+
+    runs: the folder of all runs. Raises UserError for overrides that fit nothing, and in a dry run
+    if the model has yet to be made.
+    """
+    if command not in COMMANDS:
+        raise UserError(f"command={command} leaves no model: choose {' or '.join(COMMANDS)}.")
+    run = Run(command, tuple(overrides))  # type: ignore[arg-type]
+    config = compose(Run(run.command, (*run.overrides, f"runs={runs}")))
+    at = runs_.place(command, resolved(config))
+    if not at.finished:
+        if dry_run:
+            raise UserError(f"This begins with the model of `{run}`: run that first, then ask.")
+        console.print(f"making the model first: {run}", soft_wrap=True, markup=False)
+    done = importlib.import_module(f"experiments.{command}").run(config)
+    classifier = done.checkpoint / classifiers.FILE
+    return (
+        classifiers.trained(str(classifier))
+        if classifier.exists()
+        else open_source(done.checkpoint)
+    )

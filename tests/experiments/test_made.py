@@ -1,0 +1,60 @@
+"""A model that another run leaves: made once, known by what made it."""
+
+import hydra
+import pytest
+
+from experiments import compress, train
+from experiments.checkpoints.sources import open_source
+from experiments.configuration import CONF
+from experiments.entry import resolved
+from experiments.errors import UserError
+from experiments.runs.identity import identity
+from tests.experiments import tiny
+
+BASE = ["algorithm=rtn", "algorithm.format.group_size=16", "hardware.rate=1e11"]
+TRAINED = ["steps=2", "batch=2", "evaluation_batch=2", "hardware.rate=1e11"]
+
+
+def asked(folder, *more, made=()):
+    """A short training of what a compression makes."""
+    given = [*tiny.overrides(folder)[2:], f"runs={folder / 'runs'}", "logger.tensorboard=false"]
+    inner = [*tiny.overrides(folder), *BASE, *made]
+    method = ["parametrization=ste", "parametrization.format=null"]
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose(
+            "train", ["model=made", f"model.overrides={inner}", *given, *method, *TRAINED, *more]
+        )
+
+
+def name(config):
+    return identity("train", resolved(config))
+
+
+def test_it_is_made_once_and_then_trained(tmp_path, capsys):
+    done = train.run(asked(tmp_path))
+    (made,) = (tmp_path / "runs" / "compress").glob("*/seed-0")
+    direct = compress.run(tiny.config(tmp_path, *BASE))
+    assert direct.folder == made  # the run that the command itself makes
+    assert done.record["model"]["digest"] == open_source(direct.checkpoint).digest()
+    written = (made / "record.json").stat().st_mtime_ns
+    train.run(asked(tmp_path, "steps=1"))
+    assert (made / "record.json").stat().st_mtime_ns == written
+    assert capsys.readouterr().err.count("making the model first") == 1
+
+
+def test_what_made_it_counts_and_not_where_it_lies(tmp_path):
+    first = name(asked(tmp_path))
+    assert name(asked(tmp_path, f"runs={tmp_path / 'elsewhere'}", "dry_run=true")) == first
+    assert name(asked(tmp_path, made=["algorithm.format.bits=3"])) != first
+    assert name(asked(tmp_path, made=["seed=1"])) == first  # a repetition
+
+
+def test_a_dry_run_makes_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"`python -m experiments.compress .*`: run that first"):
+        train.run(asked(tmp_path, "dry_run=true"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_command_that_leaves_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="command=evaluate leaves no model: choose compress or"):
+        train.run(asked(tmp_path, "model.command=evaluate"))
