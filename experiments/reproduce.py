@@ -26,6 +26,7 @@ from experiments.progress import console
 from experiments.publication import key, publish
 from experiments.report import Record, label, number
 from experiments.runs.run import Run as Done
+from experiments.training.report import LOSS
 
 RESULTS = records.ROOT / survey.RESULTS
 
@@ -43,32 +44,39 @@ class Reproduction:
         self.stem, self.scale = stem, scale
         self.beginning = beginning(stem, scale, self.pages)
         self.extra, self.runners = tuple(extra), runners
-        self.done: dict[str, Done] = {}  # by identity: claims name one run in several ways
-        self.failed: dict[str, str] = {}
+        self.done: dict[tuple[str, int | None], Done] = {}  # by identity and seed: claims name one
+        self.failed: dict[tuple[str, int | None], str] = {}  # run in several ways
         self.crashed = False
 
     def find(self, run: Run) -> list[Record]:
-        """The record of a run, which is made if it was not before; UserError: what it needs."""
+        """The records of a run, made where they were not before; UserError: what it needs."""
         whole = dataclasses.replace(run, overrides=(*run.overrides, *self.extra))
         try:
             identity = identity_of(whole)
         except UserError as error:
             raise UserError(str(error).rstrip(".")) from error
-        if identity not in self.done and identity not in self.failed:
-            console.print(Text(str(whole), style="dim"), soft_wrap=True)
-            self._make(whole, identity)
-        if identity in self.failed:
-            raise UserError(self.failed[identity])
-        return [self.done[identity].record]
+        seeds = self.page.seeds if run.command == "train" else ()
+        return [self._one(whole, identity, seed) for seed in seeds or (None,)]
 
-    def _make(self, run: Run, identity: str) -> None:
+    def _one(self, run: Run, identity: str, seed: int | None) -> Record:
+        at = identity, seed
+        if seed is not None:
+            run = dataclasses.replace(run, overrides=(*run.overrides, f"seed={seed}"))
+        if at not in self.done and at not in self.failed:
+            console.print(Text(str(run), style="dim"), soft_wrap=True)
+            self._make(run, at)
+        if at in self.failed:
+            raise UserError(self.failed[at])
+        return self.done[at].record
+
+    def _make(self, run: Run, at: tuple[str, int | None]) -> None:
         try:
-            self.done[identity] = self.runners[run.command](compose(run))
+            self.done[at] = self.runners[run.command](compose(run))
         except UserError as error:
-            self.failed[identity] = str(error).rstrip(".")
+            self.failed[at] = str(error).rstrip(".")
         except Exception as error:  # a bug in one run is no reason to lose the others
             console.print(Text(traceback.format_exc()))
-            self.failed[identity] = f"a crash mended: {type(error).__name__}: {error}"
+            self.failed[at] = f"a crash mended: {type(error).__name__}: {error}"
             self.crashed = True
 
     def verdicts(self) -> list[Verdict]:
@@ -109,7 +117,8 @@ class Reproduction:
         for done in self.done.values():
             before = known.get(key(done.record))
             if before is not None:
-                then, now = number(before, PERPLEXITY), number(done.record, PERPLEXITY)
+                metric = LOSS if done.record["command"] == "train" else PERPLEXITY
+                then, now = number(before, metric), number(done.record, metric)
                 yield [label(before), f"{then:.4f}", f"{now:.4f}", f"{now - then:+.2g}"]
 
 

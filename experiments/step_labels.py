@@ -10,10 +10,18 @@ NAMES = {
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
     "spinquant": "SpinQuant", "svdquant": "SVDQuant",
 }  # fmt: skip
-OPTIMIZERS = {
+TRAINED = {
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
     "normuon": "NorMuon", "sgd": "SGD", "soap": "SOAP",
+    "e2e_qp": "E2E-QP", "dora": "DoRA", "ema": "EMA", "ema_nesterov": "EMA-Nesterov",
+    "fitnets": "FitNets", "forward_kl": "forward KL", "fp8": "FP8", "gkd": "GKD", "jsd": "JSD",
+    "lawa": "LAWA", "loftq": "LoftQ", "lora": "LoRA", "lsq": "LSQ", "lsq_plus": "LSQ+",
+    "minillm": "MiniLLM", "minilm": "MiniLM", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "pact": "PACT",
+    "qlora": "QLoRA", "reverse_kl": "reverse KL", "rigl": "RigL", "snoo": "SNOO",
+    "sparse_evolutionary": "SET", "sr_ste": "SR-STE", "static": "static sparsity", "ste": "STE",
+    "tail_ema": "tail EMA", "tinybert": "TinyBERT",
 }  # fmt: skip
+AROUND = ("loss", "parametrization", "precision", "sparsity", "outer", "averaging")
 
 
 def step_label(step: Mapping[str, Any]) -> str:
@@ -40,18 +48,29 @@ def step_label(step: Mapping[str, Any]) -> str:
 
 
 def training_label(config: Mapping[str, Any]) -> str:
-    """What trained a model, and for how long: "Muon 200 steps"."""
-    return f"{_optimizer_words(config['optimizer'])} {config['steps']} steps"
+    """What trained a model, and for how long: "Muon 200 steps + forward KL + STE"."""
+    words = [f"{_optimizer_words(config['optimizer'])} {config['steps']} steps"]
+    for group in AROUND:
+        node = config.get(group) or {"_target_": "CrossEntropy"}
+        inner = [each for each in node.values() if isinstance(each, Mapping) and "_target_" in each]
+        name = _last_name(inner[-1] if group == "loss" and inner else node)
+        if name != "CrossEntropy":
+            words.append(TRAINED.get(name) or name.replace("_", " "))
+    return " + ".join(words)
 
 
 def _optimizer_words(node: Mapping[str, Any]) -> str:
     """Of groups, the first; of wrappers, what they are around too."""
     if "match" in node:
         return _optimizer_words(node[next(iter(node["match"]))])
-    name = node["_target_"].rsplit(".", 1)[-1]
-    named = OPTIMIZERS.get(name) or name.replace("_", " ").capitalize()
+    name = _last_name(node)
+    named = TRAINED.get(name) or name.replace("_", " ").capitalize()
     inner = node.get("inner")
     return named if inner is None else f"{named} {_optimizer_words(inner)}"
+
+
+def _last_name(node: Mapping[str, Any]) -> str:
+    return str(node["_target_"]).rsplit(".", 1)[-1]
 
 
 def element_bits(format: Mapping[str, Any]) -> int:

@@ -49,6 +49,7 @@ from experiments.report import (
     speed_markdown,
 )
 from experiments.training import race
+from experiments.training import report as training_report
 
 RESULTS = Path("papers", "results")
 FIGURES = Path("papers", "figures")
@@ -202,13 +203,23 @@ def _belongs(record: Record, name: str) -> bool:
 
 
 def _runs(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    found = [records[0] for records in _named(survey, wanted["runs"], where)]
+    return task_scores.markdown(found) if any(map(task_scores.tasks_of, found)) else markdown(found)
+
+
+def _trained(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    return training_report.markdown(sum(_named(survey, wanted["trained"], where), []))
+
+
+def _named(survey: Survey, text: str, where: str) -> list[list[Record]]:
+    """The records of each run that a marker names, one per seed."""
     found = []
-    for name in wanted["runs"].split(";"):
+    for name in text.split(";"):
         try:
-            found.append(survey.find(parse(name))[0])
+            found.append(survey.find(parse(name)))
         except UserError as error:
             raise UserError(f"{where} asks for {name.strip()!r}, and needs {error}.") from error
-    return task_scores.markdown(found) if any(map(task_scores.tasks_of, found)) else markdown(found)
+    return found
 
 
 def _claims(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
@@ -222,6 +233,13 @@ def _published(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     if missing := [stem for stem in stems if not pages.find(survey.pages, stem).published]:
         raise UserError(f"{where} asks for published={missing[0]}, and that page has none.")
     return maps.published(stems, survey.pages)
+
+
+def _reported(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    page = pages.find(survey.pages, wanted["reported"])
+    if not page.reported:
+        raise UserError(f"{where} asks for reported={wanted['reported']}, and it has none.")
+    return maps.reported(page)
 
 
 def _map(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
@@ -261,8 +279,10 @@ def _kernels(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
 KINDS: dict[str, Callable[[Survey, Mapping[str, str], str], str]] = {
     "recipe": _recipe,
     "runs": _runs,
+    "trained": _trained,
     "claims": _claims,
     "published": _published,
+    "reported": _reported,
     "map": _map,
     "benchmark": _benchmark,
     "race": _race,

@@ -62,6 +62,15 @@ class Published:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What a named source reports of training: a number for each method."""
+
+    what: str  # the model, the data and the metric
+    values: dict[str, float]  # by method, as the source names it
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
     """Holds where the metric of `lower` is below `factor` times that of `higher`."""
 
@@ -88,16 +97,18 @@ class Page:
     name: str
     family: str
     needs: str
-    bits: str
     citation: Citation
     code: str
     config: str
     tests: str
     scales: dict[str, tuple[str, ...]]  # the overrides that every run at a scale begins with
     claims: tuple[Claim, ...]
+    bits: str | None = None  # per weight; null: nothing is made smaller
+    seeds: tuple[int, ...] = ()  # that each training run is repeated with; none: its own
     also: tuple[str, ...] = ()
     official: Official | None = None
     published: tuple[Published, ...] = ()
+    reported: tuple[Reported, ...] = ()
 
     @property
     def cited(self) -> set[str]:

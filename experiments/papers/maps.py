@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiments.comparison import compare, experiments, markdown
-from experiments.papers.claims import Verdict
+from experiments.papers.claims import TRAINED, Verdict
 from experiments.papers.facts import Page
 from experiments.papers.peers import Peer, size
 from experiments.report import Record, bits_per_weight, grid, label, paired_difference
@@ -19,7 +19,7 @@ def taxonomy(pages: Pages) -> str:
             page.family,
             page.name,
             page.needs,
-            page.bits,
+            page.bits or "–",
             f"[{stem}.md]({stem}.md)",
             f"[{page.code.rsplit('/', 1)[-1]}](../{page.code})",
         ]
@@ -105,6 +105,16 @@ def published(stems: Sequence[str], pages: Pages) -> str:
     return grid([header, *rows], text_columns=2) + "\n\n" + "\n".join(notes) + "\n"
 
 
+def reported(page: Page) -> str:
+    """What sources report of a training method, as they word it, a table for all."""
+    rows = [
+        [table.what, name, f"{value:g}", table.source]
+        for table in page.reported
+        for name, value in table.values.items()
+    ]
+    return grid([["what", "method", "value", "source"], *rows], text_columns=2) + "\n"
+
+
 def claims(verdicts: Sequence[Verdict]) -> str:
     """Each claim of a page, whether it holds, and by what."""
     rows = [
@@ -116,13 +126,19 @@ def claims(verdicts: Sequence[Verdict]) -> str:
         ]
         for verdict in verdicts
     ]
-    return _text([["claim", "here", "statistics", "as we read it"], *rows]) + f"\n{CLAIMS_NOTE}\n"
+    trained = any(verdict.claim.check.metric.startswith(TRAINED) for verdict in verdicts)
+    note = TRAINED_NOTE if trained else CLAIMS_NOTE
+    return _text([["claim", "here", "statistics", "as we read it"], *rows]) + f"\n{note}\n"
 
 
 CLAIMS_NOTE = (
     "HOLDS where the 95 % interval of the ratio, paired by held-out window, lies below its bound, "
     "DOES NOT HOLD where it lies above, INCONCLUSIVE where it contains the bound; p: of a "
     "ratio equal to the bound, two-sided."
+)
+TRAINED_NOTE = (
+    "HOLDS where the 95 % interval of the difference, paired by seed, lies below 0, DOES NOT HOLD "
+    "where it lies above, INCONCLUSIVE where it contains 0; p: of no difference, two-sided."
 )
 
 

@@ -1,12 +1,16 @@
 """Tables of training runs, from their records."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from experiments.report import Record, labels, scores
+from experiments.comparison import Row, compare, experiments
+from experiments.papers.claims import PERPLEXITY, p_value
+from experiments.report import Record, grid, labels, scores
+from experiments.statistics import Estimate
 
 HEADER = ("run", "held-out loss", "accuracy", "perplexity", "parameters", "seconds", "GB")
 FOOTNOTE = (
@@ -37,3 +41,47 @@ def cells(record: Record) -> list[str]:
         f"{record['seconds']['train']:.0f}",
         f"{record['peak_memory'] / 1e9:.2f}",
     ]
+
+
+LOSS, ACCURACY = "training.heldout.loss", "training.heldout.accuracy"
+COMPARED = (
+    "loss: held out, nats, of the parameters that are saved; ±: half of the 95 % interval "
+    "(Student's t) over seeds, or over held-out windows where there is one seed; Δ: paired by the "
+    "same, to the first row; p: of no difference, adjusted by Holm for all rows; s: to train, of "
+    "the first seed."
+)
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """For a document: experiments beside the first one, their seeds together."""
+    found = experiments(records)
+    metric = ACCURACY if "accuracy" in records[0]["training"]["heldout"] else LOSS
+    if all(len(each.records) == 1 and "metrics" in each.records[0] for each in found):
+        metric = PERPLEXITY  # whose windows stand in for seeds
+    what = "accuracy, %" if metric == ACCURACY else "loss"
+    lines = [["run", "seeds", what, f"Δ {what}", "p", "parameters", "s"]]
+    lines += [
+        _compared(row, 100 if metric == ACCURACY else 1)
+        for row in compare(found, metric, reference=found[0].name)
+    ]
+    return f"{grid(lines)}\n\n{COMPARED}\n"
+
+
+def _compared(row: Row, scale: int) -> list[str]:
+    first: Record = row.experiment.records[0]
+    return [
+        row.experiment.name,
+        str(len(row.experiment.records)),
+        _interval(row.found, scale),
+        row.difference_over if row.difference is None else _interval(row.difference, scale, "+"),
+        "–" if math.isnan(row.p) else p_value(row.p).removeprefix("= "),
+        f"{first['model']['parameters']:,}",
+        f"{first['seconds']['train']:.0f}",
+    ]
+
+
+def _interval(found: Estimate, scale: int, sign: str = "") -> str:
+    digits = 4 if scale == 1 else 2
+    mean = f"{scale * found.mean:{sign}.{digits}f}"
+    half = scale * (found.high - found.mean)
+    return mean if math.isnan(half) else f"{mean} ± {half:.{digits}f}"

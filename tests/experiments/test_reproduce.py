@@ -1,5 +1,6 @@
 """Reproduction with a runner that makes up records; none of a model."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,9 @@ import pytest
 from experiments import publication, reproduce
 from experiments.entry import CONF, resolved
 from experiments.errors import UserError
+from experiments.papers import pages
+from experiments.papers.facts import Check, Claim
+from experiments.papers.lookup import Run
 from experiments.records import ROOT
 from experiments.runs.identity import identity
 from experiments.runs.run import Run as Done
@@ -133,6 +137,28 @@ def test_published_records_are_compared_with_the_next_time(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().err.split())
     assert "reproduced" in shown and "+0" in shown
     assert sorted((tmp_path / "results").iterdir()) == files
+
+
+def test_a_training_run_is_repeated_with_the_seeds_of_its_page(monkeypatch):
+    """And a claim is judged by all of them."""
+    made = []
+
+    def train(config):
+        made.append((config.optimizer._target_, config.seed))
+        loss = config.seed / 10 + ("adamw" in config.optimizer._target_)
+        run = Run("train", ("experiment=c1", f"seed={config.seed}"))
+        return Done(Path("x"), synthetic.of(run, seed=config.seed, training={"loss": loss}))
+
+    check = Check(metric="training.loss", lower=("optimizer=muon",), higher=("optimizer=adamw",))
+    page = dataclasses.replace(
+        pages.read_pages()["gptq"], config="conf/optimizer/muon.yaml", seeds=(3, 4, 5),
+        scales={"embedded": ("experiment=c1",)},
+        claims=(Claim(id="c", sentence="s", source="k", check=check, experiment="x"),),
+    )  # fmt: skip
+    monkeypatch.setattr(pages, "read_pages", lambda: {"muon": page})
+    (verdict,) = reproduce.Reproduction("muon", "embedded", [], {"train": train}).verdicts()
+    assert verdict.status == "HOLDS" and "n = 3 seeds" in verdict.evidence
+    assert [seed for _, seed in made] == [3, 4, 5] * 2
 
 
 def test_what_no_commit_holds_is_not_published(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The documents, rendered from records that were made up, in a repository of its own."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,7 +10,8 @@ from matplotlib.figure import Figure
 
 from experiments import records, survey
 from experiments.errors import UserError
-from experiments.papers import lookup, pages, peers
+from experiments.papers import lookup, maps, pages, peers
+from experiments.papers.facts import Reported
 from experiments.survey import Survey
 from tests.experiments.papers import synthetic
 from tests.experiments.papers.synthetic import GPTQ, RTN
@@ -191,6 +193,29 @@ def test_runs_of_other_models_and_windows_stay_out(root):
     assert list(Survey(root).problems()) == []
 
 
+def test_what_is_reported_of_training_is_shown(root):
+    values = {"AdamW": 5625.0, "SOAP": 3125.0}
+    page = dataclasses.replace(
+        pages.read_pages()["gptq"], reported=(Reported(what="steps", values=values, source="s"),)
+    )
+    assert maps.reported(page).splitlines()[2:] == [
+        "| steps | AdamW | 5625 | s |", "| steps | SOAP | 3125 | s |"]  # fmt: skip
+
+
+def test_training_runs_stand_beside_the_first(root):
+    for name, loss in (("adamw", 2.3), ("muon", 2.0)):
+        for seed in (0, 1):
+            record = synthetic.of(
+                lookup.parse(f"train experiment=c1 optimizer={name}"), seed=seed,
+                training={"heldout": {"loss": loss + seed / 10}}, seconds={"train": 1.0},
+                model={"parameters": 5},
+            )  # fmt: skip
+            (root / survey.RESULTS / f"{name}-{seed}.json").write_text(json.dumps(record))
+    names = "train experiment=c1 optimizer=adamw; train experiment=c1 optimizer=muon"
+    text = f'<!-- results:begin trained="{names}" -->\n<!-- results:end -->'
+    assert "| Muon 200 steps | 2 | 2.0500 ± " in Survey(root).render(text, "page")
+
+
 def test_published_numbers_stand_side_by_side(root):
     table = shown(root, "papers/gptq.md", "published=rtn,gptq")
     assert "| LLaMA-7B | WikiText-2 perplexity | 3 | one per row | 5.68 | 25.54 | 8.07 |" in table
@@ -212,7 +237,9 @@ def test_published_numbers_stand_side_by_side(root):
         ("claims=gptq scale=papers", "no scale 'papers'; did you mean paper"),
         ("map=timelines", "page asks for map=timelines; did you mean timeline"),
         ("benchmark=speed", "page asks for benchmark=speed"),
-        ("table=a", "page has a results marker without recipe=, runs=, claims=, published="),
+        ("reported=gptq", "page asks for reported=gptq, and it has none"),
+        ('trained="train steps=7"', "page asks for 'train steps=7', and needs `python -m"),
+        ("table=a", "page has a results marker without recipe=, runs=, trained=, claims=, pub"),
         ("recipe", "page has a results marker with recipe: expected key=value"),
     ],
 )

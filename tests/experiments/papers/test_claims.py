@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import re
 import shlex
 
 import hydra
@@ -186,18 +187,23 @@ def test_the_pages_runs_all_compose(found):
 
 def commanded(command):
     """The identities of all runs of a command line, sweeps spread out."""
-    words = [word for word in shlex.split(command)[3:] if word != "--multirun"]
-    pairs = [word.split("=", 1) for word in words]
-    each = [[f"{key}={value}" for value in values.split(",")] for key, values in pairs]
-    return {lookup.identity_of(Run("compress", job)) for job in itertools.product(*each)}
+    _, _, module, *words = shlex.split(command)
+    pairs = [word.split("=", 1) for word in words if word != "--multirun"]
+    each = [
+        [f"{key}={value}" for value in ([values] if "[" in values else values.split(","))]
+        for key, values in pairs
+    ]
+    which = module.removeprefix("experiments.")
+    return {lookup.identity_of(Run(which, job)) for job in itertools.product(*each)}
 
 
 def test_the_command_of_a_claim_makes_what_it_compares(found):
     for stem, page in found.items():
         for mine in page.claims:
-            assert mine.experiment.startswith("python -m experiments.compress "), mine.id
+            kind = r"python -m experiments\.(compress|train) "
+            assert re.match(kind, mine.experiment), mine.id
             runs = runs_of(mine, "embedded", stem, found)
-            compared = {lookup.identity_of(run) for run in runs if run.command == "compress"}
+            compared = {lookup.identity_of(run) for run in runs if run.command != "evaluate"}
             assert compared & commanded(mine.experiment), mine.id
 
 
