@@ -70,9 +70,13 @@ class Step(NamedTuple):
     inner: int  # bytes that the equation holds inside while it runs
 
 
-def work(f: Callable[..., Any], *shapes: Any) -> Work:
-    """Of `f` on arguments of these shapes (arrays, ShapeDtypeStructs or pytrees of them)."""
-    return _work(jax.make_jaxpr(f)(*shapes).jaxpr)
+def work(f: Callable[..., Any], *shapes: Any, **static: Any) -> Work:
+    """Of `f` on arguments of these shapes (arrays, ShapeDtypeStructs or pytrees of them).
+
+    Of a jitted function, what it is traced to is what a later call of the same shapes finds.
+    """
+    jitted = f if hasattr(f, "trace") else jax.jit(f)
+    return _work(jitted.trace(*shapes, **static).jaxpr.jaxpr)
 
 
 def size(tree: Any) -> int:

@@ -1,6 +1,5 @@
 """What a training run takes, from shapes alone: nothing is read, computed or held."""
 
-import functools
 from typing import Any
 
 import jax
@@ -44,13 +43,15 @@ def estimate(
         graph = others = None
     common = {"graph": shapes.graph, "teacher_graph": graph, "objective": objective,
               "dtype": plain["dtype"]}  # fmt: skip
-    step = functools.partial(
-        training.take_step, optimizer=optimizer, accumulate=plain["accumulate"], **common
-    )
-    found = work(step, state, shapes.fixed, others, batch)
-    look = functools.partial(training.evaluate, **common)
-    key = jax.eval_shape(jax.random.key, 0)
-    seen = work(look, state.params, state.buffers, shapes.fixed, others, heldout, key)
+    found = work(  # the calls of the loop: these traces are theirs
+        training.step, state, shapes.fixed, others, batch, optimizer=optimizer,
+        accumulate=plain["accumulate"], layout=None, **common,
+    )  # fmt: skip
+    mask = jax.ShapeDtypeStruct(heldout.targets.shape, "float32")  # of `filled`
+    seen = work(
+        training.evaluate, state.params, state.buffers, shapes.fixed, others,
+        heldout._replace(mask=mask), jax.eval_shape(jax.random.key, 0), **common,
+    )  # fmt: skip
     chunks = -(-len(examples.heldout.inputs) // plain["evaluation_batch"])
     looks = 1 if pace.evaluate_every is None else -(-pace.steps // pace.evaluate_every)
     operations = {"train": pace.steps * found.operations, "look": chunks * looks * seen.operations}
