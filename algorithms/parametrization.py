@@ -2,8 +2,9 @@
 
 A parametrization puts its own layer in the place of a linear one. Such a layer computes, forward,
 with the very weight that `finished` gives, so that what is evaluated during training is what is
-saved; its `nnx.Param`s are learned, its `training.Buffer`s are statistics, and what it keeps of the
-old layer without learning it is a plain `nnx.Variable`.
+saved; of low precision, where products are rounded too, but for that rounding. Its `nnx.Param`s are
+learned, its `training.Buffer`s are statistics, and what it keeps of the old layer without learning
+it is a plain `nnx.Variable`.
 """
 
 import dataclasses

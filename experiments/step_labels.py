@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
-    "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "eora": "EoRA", "gptaq": "GPTAQ",
+    "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "efficient_qat": "EfficientQAT",
+    "eora": "EoRA", "gptaq": "GPTAQ",
     "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "omniquant": "OmniQuant", "qtip": "QTIP",
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
     "spinquant": "SpinQuant", "svdquant": "SVDQuant",
@@ -55,7 +56,8 @@ def training_label(config: Mapping[str, Any]) -> str:
         inner = [each for each in node.values() if isinstance(each, Mapping) and "_target_" in each]
         name = _last_name(inner[-1] if group == "loss" and inner else node)
         if name != "CrossEntropy":
-            words.append(TRAINED.get(name) or name.replace("_", " "))
+            stabilized = "rs" if node.get("rank_stabilized") else ""
+            words.append(stabilized + (TRAINED.get(name) or name.replace("_", " ")))
     return " + ".join(words)
 
 

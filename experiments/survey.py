@@ -8,8 +8,11 @@ A document names what it shows between markers, and the text between them is rep
     recipe=NAME       runs of the embedded model that use the step of that name, the float one first
     runs="A; B"       runs by name, in order: overrides of conf/compress.yaml, or "float" and those
                       of conf/evaluate.yaml; what they were asked, where that is tasks
+    trained="A; B"    training runs by name ("train", then overrides of conf/train.yaml), the seeds
+                      of each together, beside the first
     claims=PAGE       the claims of a page and whether they hold [scale=embedded]
     published=A,B     what sources report of the methods of these pages, side by side
+    reported=PAGE     what sources report of a training method
     map=WHAT          taxonomy, timeline or comparison of all pages, or the peers
     benchmark=NAME    the benchmark of that name
     race=NAME         the race of optimizers in the benchmark of that name

@@ -6,7 +6,8 @@ the norm of each of its rows, an output's,
 m begins at ‖W‖, so that W' does at W. To gradients ‖V‖ is a constant (§4.3), which saves memory.
 
 This differs from the paper in: 1. A row of zeros, whose norm divides by nothing, keeps its scale.
-2. W may be packed: once learned, m / ‖V‖ multiplies its scales, kept in float32, and B.
+2. W may be packed: once learned, m / ‖V‖ multiplies its scales, kept in float32, and B. 3. The
+paper writes norms of columns; as in its code, they are of what makes one output.
 """
 
 import dataclasses

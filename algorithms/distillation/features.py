@@ -48,16 +48,17 @@ def layer_map(
 
     strategy: "uniform", each of the student's after the same share of the model as the teacher's
     (TinyBERT's g(m) = m N / M); "top", the teacher's last ones in order; "last", one pair of the
-    last ones (MiniLM). Raises ValueError for another, and for a student with more blocks.
+    last ones (MiniLM), whichever has more. Raises ValueError for another, and but for "last" for a
+    student with more blocks.
     """
+    if strategy == "last" and min(student, teacher) > 0:
+        return ((student - 1, teacher - 1),)
     if not 0 < student <= teacher:
         raise ValueError(f"student={student} must have from 1 to teacher={teacher} layers.")
     if strategy == "uniform":
         return tuple((m, (m + 1) * teacher // student - 1) for m in range(student))
     if strategy == "top":
         return tuple((m, teacher - student + m) for m in range(student))
-    if strategy == "last":
-        return ((student - 1, teacher - 1),)
     raise ValueError(f"strategy={strategy!r} must be uniform, top or last.")
 
 

@@ -49,6 +49,7 @@ class OnPolicyGKD:
                 lambda: windows,
             )
         mask = behind_prompt(windows, self.prompt)
+        mask = mask if batch.mask is None else mask & (jnp.asarray(batch.mask) > 0)
         student, taught = (each.predictions(windows[:, :-1]) for each in (model, teacher))
         apart = between(self.gkd.divergence, student, taught).reshape(mask.shape)
         losses = cross_entropy(student, windows[:, 1:].reshape(-1))[0].reshape(mask.shape)

@@ -1,7 +1,7 @@
 """A teacher's largest logits, compressed, for distillation without the teacher.
 
-DistillKit, Goddard, Arcee AI, github.com/arcee-ai/DistillKit (no paper): about 300 bytes a token,
-0.15 % of the logits of a vocabulary of 100000.
+DistillKit, Goddard and Atkins, Arcee AI, github.com/arcee-ai/DistillKit (no paper): about 300 bytes
+a token, 0.15 % of the logits of a vocabulary of 100000.
 
 Of the k largest logits l_1 ≥ … ≥ l_k, v_i = l_i - l_1 are stored in few bits, and of the others
 

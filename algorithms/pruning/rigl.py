@@ -8,7 +8,8 @@ What is grown begins at zero, with moments of zero.
 
 This differs from the official code, google-research/rigl, in: 1. a step that rewires is counted as
 one, as in Alg. 1; 2. weights of the same magnitude are dropped in their order, where it adds noise
-of 1e-5; 3. a weight that is not alive is never kept in place of one that is alive and zero.
+of 1e-5; 3. a weight that is not alive is never kept in place of one that is alive and zero; 4. in a
+step that rewires, a schedule within the optimizer does not move on.
 """
 
 import jax.numpy as jnp

@@ -12,10 +12,12 @@ the first batch covers.
 This differs from the papers in:
 1. Each group of the format has a step; for N the papers take the layer's weights.
 2. Steps are rounded to what the format stores, and β to its zero point: both count as the
-   identity. Of weights only an asymmetric format has a β; with a symmetric one LSQ+ is LSQ there.
+   identity. Of weights only an asymmetric format has a β; with a symmetric one LSQ+ and LSQ differ
+   in where they begin.
 3. Small floats and quantiles begin at the range that covers the weights: Q_p has no such meaning.
 4. N of an input is its channels, as in the paper; codes elsewhere count the batch too.
 5. A layer that is quantized begins at its own grid.
+6. LSQ+ fits the first step of inputs to the squared error; here it covers the first batch.
 """
 
 import dataclasses

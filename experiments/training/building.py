@@ -31,10 +31,12 @@ def build_optimizer(config: DictConfig) -> optax.GradientTransformation:
             for group in ("optimizer", *AROUND)
         }
     )
+    if config.clip is not None and not config.clip > 0:
+        raise UserError(f"clip={config.clip} must be positive, or null.")
+    if inside := config.clip is not None and _name(config.optimizer) == "sam":
+        scheduled.optimizer.inner = _clipped(config.clip, scheduled.optimizer.inner)
     found = build(scheduled, "optimizer")
-    if config.clip is not None:
-        if not config.clip > 0:
-            raise UserError(f"clip={config.clip} must be positive, or null.")
+    if config.clip is not None and not inside:
         found = optax.chain(optax.clip_by_global_norm(config.clip), found)
     for group in AROUND:
         if scheduled[group]:
@@ -60,6 +62,12 @@ def assigned(config: DictConfig, params: Any) -> dict[str, str]:
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     return {name: f"{group}: {_name(node[group])}" for name, group in found.items()}
+
+
+def _clipped(norm: float, node: Any) -> dict[str, Any]:
+    """SAM's second gradient is what a step is taken by, and only its inner optimizer sees it."""
+    clipping = {"_target_": "optax.clip_by_global_norm", "max_norm": norm}
+    return {"_target_": "optax.chain", "_args_": [clipping, node]}
 
 
 def _name(node: Any) -> str:

@@ -43,12 +43,13 @@ def cells(record: Record) -> list[str]:
     ]
 
 
-LOSS, ACCURACY = "training.heldout.loss", "training.heldout.accuracy"
+# Every objective's cross-entropy, as their own losses are not of one kind.
+LOSS, ACCURACY = "training.heldout.cross_entropy", "training.heldout.accuracy"
 COMPARED = (
-    "loss: held out, nats, of the parameters that are saved; ±: half of the 95 % interval "
-    "(Student's t) over seeds, or over held-out windows where there is one seed; Δ: paired by the "
-    "same, to the first row; p: of no difference, adjusted by Holm for all rows; s: to train, of "
-    "the first seed."
+    "loss: held-out cross-entropy, nats, of the parameters that are saved; ±: half of the 95 % "
+    "interval (Student's t) over seeds, or over held-out windows where there is one seed; Δ: "
+    "paired by the same, to the first row; p: of no difference, adjusted by Holm for all rows; s: "
+    "to train, of the first seed."
 )
 
 

@@ -7,6 +7,7 @@ of products that is no matrix product is fused with the decoding of W. It decode
 FEW rows, as XLA stops fusing it into more.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -21,7 +22,8 @@ def wna16_matmul(x, packed, scale, zero, divisor, bits, kind):
     m, size = x.shape[0], x.shape[1] // scale.shape[1]
     whole = size % packing.codes_together(bits) == 0  # no group begins inside a byte
     if dispatch.device().platform == "cpu" or m > MOST or not whole:
-        return _product(x, packed, scale, zero, divisor, bits, kind)
+        product = jax.checkpoint(_product, static_argnums=(5, 6))  # W is not kept for gradients
+        return product(x, packed, scale, zero, divisor, bits, kind)
     padded = jnp.pad(x, [(0, -m % FEW if m > FEW else 0), (0, 0)])
     few = padded.reshape(-1, min(m, FEW), x.shape[1])
     if len(few) == 1:

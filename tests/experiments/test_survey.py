@@ -207,7 +207,7 @@ def test_training_runs_stand_beside_the_first(root):
         for seed in (0, 1):
             record = synthetic.of(
                 lookup.parse(f"train experiment=c1 optimizer={name}"), seed=seed,
-                training={"heldout": {"loss": loss + seed / 10}}, seconds={"train": 1.0},
+                training={"heldout": {"cross_entropy": loss + seed / 10}}, seconds={"train": 1.0},
                 model={"parameters": 5},
             )  # fmt: skip
             (root / survey.RESULTS / f"{name}-{seed}.json").write_text(json.dumps(record))

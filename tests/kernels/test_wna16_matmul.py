@@ -294,3 +294,15 @@ class TestWhatIsRefused:
         x, *rest = self.problem()
         with pytest.raises(ValueError, match="takes x in bfloat16, and x.dtype=float32"):
             wna16_matmul(x.astype("float32"), *rest, bits=4, implementation="interpret")
+
+
+def test_dequantized_weights_are_not_kept_for_gradients():
+    """Training beside packed weights would else need as much memory as beside dense ones."""
+    form, (m, i, o) = FORMS["W4"], (5, 256, 32)
+    x, *packed = arguments(jax.random.key(0), form, m, i, o, "float32")
+
+    def backward(x):
+        return jax.vjp(lambda x: wna16_matmul(x, *packed, bits=form.bits, kind=form.kind), x)[1]
+
+    kept = {leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(backward, x))}
+    assert kept and (o, i) not in kept and (i, o) not in kept

@@ -144,6 +144,7 @@ def test_layers_are_paired_by_the_strategies():
     assert features.layer_map(3, 3) == ((0, 0), (1, 1), (2, 2))
     assert features.layer_map(2, 5, strategy="top") == ((0, 3), (1, 4))
     assert features.layer_map(2, 5, strategy="last") == ((1, 4),)
+    assert features.layer_map(5, 2, strategy="last") == ((4, 1),)  # FitNets are deeper
 
 
 @pytest.mark.parametrize(

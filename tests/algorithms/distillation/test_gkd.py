@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from algorithms.distillation.gkd import gkd, mixed, response_mask
+from algorithms.distillation.on_policy import OnPolicyGKD
+from algorithms.training import Batch
+from models.config import DecoderConfig
+from models.decoder import Decoder
 from tests.algorithms.distillation import divergences_official as official
 
 PROMPT, LENGTH = jnp.asarray([2, 3, 1]), jnp.asarray([6, 5, 4])
@@ -80,3 +85,18 @@ def test_rows_are_of_the_student_where_they_are_chosen():
 def test_bad_settings_are_named(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         gkd(**settings)
+
+
+def test_what_only_fills_a_batch_counts_nothing():
+    config = DecoderConfig(vocabulary=11, hidden=8, layers=1, heads=1, kv_heads=1, head_size=8,
+                           feed_forward=8, context=9)  # fmt: skip
+    model, teacher = (Decoder(config, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    tokens = jax.random.randint(jax.random.key(2), (3, 9), 0, 11)
+    objective = OnPolicyGKD(gkd=gkd(), prompt=3)
+
+    def judged(rows, mask):
+        batch = Batch(tokens[:rows, :-1], tokens[:rows, 1:], mask)
+        return objective(model, teacher, batch, jax.random.key(3), training=False)
+
+    found, filled = judged(2, None), judged(3, jnp.ones((3, 8)).at[2].set(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, filled)

@@ -1,7 +1,7 @@
 """A slow NumPy float64 port of the official C-AdamW, and of Algorithm 1 of Cautious Weight Decay.
 
 C-AdamW: github.com/kyleliang919/C-Optim at commit 2c0517c, `c_adamw_update_foreach_async` of
-c_adamw.py, its default path (Apache-2.0). Cautious Weight Decay: arXiv:2510.12402v2, Algorithm 1;
+c_adamw.py, its default path (MIT). Cautious Weight Decay: arXiv:2510.12402v2, Algorithm 1;
 no official code was found (github.com/google-deepmind/simply at commit e14c061 has the plain decay
 alone).
 """

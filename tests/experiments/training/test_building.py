@@ -51,6 +51,18 @@ def test_gradients_are_clipped_before_anything_else(tmp_path):
         build_optimizer(sgd(tmp_path, "clip=-1"))
 
 
+def test_of_sam_the_gradient_uphill_is_clipped(tmp_path):
+    """The first gradient, which only points the way, is not what its step is taken by."""
+    sam = ["optimizer=sam", "optimizer.inner._target_=optax.sgd", "optimizer.inner.learning_rate=1"]
+    sgd = ["~optimizer.inner.b1", "~optimizer.inner.b2", "~optimizer.inner.weight_decay"]
+    made = build_optimizer(small.config(tmp_path, *sam, *sgd, "clip=2.0"))
+    params, uphill = {"w": jnp.zeros(4)}, {"w": jnp.full(4, 10.0)}
+    found, _ = made.update(
+        {"w": jnp.ones(4)}, made.init(params), params, grad_fn=lambda p, _: uphill
+    )
+    np.testing.assert_allclose(found["w"], -1.0, rtol=1e-6)
+
+
 def test_each_parameter_has_its_optimizer_for_the_dry_run(tmp_path):
     found = assigned(small.config(tmp_path, "optimizer=muon"), PARAMS)
     assert found == {"blocks.0.kernel": "matrices: muon", "embed": "others: adamw"}

@@ -12,11 +12,11 @@ from tests.experiments.papers import synthetic
 MUON, ADAMW = (2.0, 2.1, 2.3), (2.3, 2.35, 2.65)
 
 
-def trained(settings, values, metric="loss"):
+def trained(settings, values, metric="cross_entropy"):
     return [
         synthetic.of(
             parse(f"train experiment=c1 {settings}"), seed=seed,
-            training={"heldout": {"loss": 1.0} | {metric: value}},
+            training={"heldout": {"cross_entropy": 1.0} | {metric: value}},
             model={"parameters": 119_000}, seconds={"train": 30.0},
         )
         for seed, value in enumerate(values)
@@ -52,7 +52,7 @@ def test_one_seed_is_compared_by_window():
     models = [
         synthetic.of(
             parse(f"train experiment=c1 steps={steps}"), loss, model={"parameters": 9},
-            training={"heldout": {"loss": 1.0}}, seconds={"train": 1.0},
+            training={"heldout": {"cross_entropy": 1.0}}, seconds={"train": 1.0},
         )
         for steps, loss in ((1, 0.2), (2, 0.1))
     ]  # fmt: skip
