@@ -206,23 +206,29 @@ def _belongs(record: Record, name: str) -> bool:
 
 
 def _runs(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
-    found = [records[0] for records in _named(survey, wanted["runs"], where)]
+    found = []
+    for name in wanted["runs"].split(";"):
+        try:
+            found.append(survey.find(parse(name))[0])
+        except UserError as error:
+            raise UserError(f"{where} asks for {name.strip()!r}, and needs {error}.") from error
     return task_scores.markdown(found) if any(map(task_scores.tasks_of, found)) else markdown(found)
 
 
 def _trained(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
-    return training_report.markdown(sum(_named(survey, wanted["trained"], where), []))
-
-
-def _named(survey: Survey, text: str, where: str) -> list[list[Record]]:
-    """The records of each run that a marker names, one per seed."""
-    found = []
-    for name in text.split(";"):
+    """What was recorded beside the first, and the commands of what has yet to run."""
+    found, missing = list[list[Record]](), list[str]()
+    for name in wanted["trained"].split(";"):
+        run = parse(name)
         try:
-            found.append(survey.find(parse(name)))
+            found.append(survey.find(run))
         except UserError as error:
-            raise UserError(f"{where} asks for {name.strip()!r}, and needs {error}.") from error
-    return found
+            if str(error) != f"`{run}`":  # it names nothing that could be run
+                raise UserError(f"{where} asks for {name.strip()!r}: {error}") from error
+            missing.append(f"- {error}\n")
+    table = training_report.markdown(sum(found, [])) if found else ""
+    waiting = "Not run yet:\n\n" + "".join(missing) if missing else ""
+    return "\n".join(filter(None, [table, waiting]))
 
 
 def _claims(survey: Survey, wanted: Mapping[str, str], where: str) -> str:

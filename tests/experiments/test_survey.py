@@ -212,8 +212,10 @@ def test_training_runs_stand_beside_the_first(root):
             )  # fmt: skip
             (root / survey.RESULTS / f"{name}-{seed}.json").write_text(json.dumps(record))
     names = "train experiment=c1 optimizer=adamw; train experiment=c1 optimizer=muon"
-    text = f'<!-- results:begin trained="{names}" -->\n<!-- results:end -->'
-    assert "| Muon 200 steps | 2 | 2.0500 ± " in Survey(root).render(text, "page")
+    text = f'<!-- results:begin trained="{names}; train steps=9" -->\n<!-- results:end -->'
+    found = Survey(root).render(text, "page")
+    assert "| Muon 200 steps | 2 | 2.0500 ± " in found
+    assert "Not run yet:\n\n- `python -m experiments.train steps=9`\n" in found
 
 
 def test_published_numbers_stand_side_by_side(root):
@@ -238,7 +240,7 @@ def test_published_numbers_stand_side_by_side(root):
         ("map=timelines", "page asks for map=timelines; did you mean timeline"),
         ("benchmark=speed", "page asks for benchmark=speed"),
         ("reported=gptq", "page asks for reported=gptq, and it has none"),
-        ('trained="train steps=7"', "page asks for 'train steps=7', and needs `python -m"),
+        ('trained="train step=7"', "page asks for 'train step=7': .*did you mean steps"),
         ("table=a", "page has a results marker without recipe=, runs=, trained=, claims=, pub"),
         ("recipe", "page has a results marker with recipe: expected key=value"),
     ],
