@@ -60,8 +60,11 @@ def run_at(selection: Selection, scale: str, stem: str, pages: Mapping[str, Page
 
     On the page of a training method, it is a training run. It begins with the scale's overrides:
     those of the page of the algorithm that it uses, as one algorithm's experiment sets keys that
-    another does not have. Raises UserError if a page lacks the scale.
+    another does not have. Where the first word is a command, it is that command's run, with nothing
+    before its overrides. Raises UserError if a page lacks the scale.
     """
+    if selection[0] in ("compress", "train"):
+        return Run(selection[0], tuple(selection[1:]))  # type: ignore[arg-type]
     if selection == "float":
         first = beginning(stem, scale, pages)
         line = f"python -m experiments.reproduce paper={stem} scale={scale}" if first else ""

@@ -241,3 +241,18 @@ def test_on_the_page_of_a_training_method_a_run_is_a_training_run(found):
     run = run_at(("optimizer=muon",), "embedded", "muon", {**found, "muon": page})
     assert run == Run("train", ("experiment=c1", "optimizer=muon"))
     assert str(run) == "python -m experiments.train experiment=c1 optimizer=muon"
+
+
+def test_a_run_of_another_command_is_named_by_it(found):
+    run = run_at(("compress", "algorithm=rtn", "bits=3"), "paper", "gptq", found)
+    assert run == Run("compress", ("algorithm=rtn", "bits=3"))
+    assert run_at(("train", "steps=9"), "embedded", "gptq", found) == Run("train", ("steps=9",))
+
+
+def test_training_and_what_it_began_with_are_compared_by_window():
+    better = synthetic.of(Run("train", ("experiment=c1",)), 0.2, noise=0.05)
+    found = judge(
+        claim(), "embedded", (Run("train", ("experiment=c1",)), parse(HIGHER)),
+        finder([better, record(HIGHER, 0.3, noise=0.05)]),
+    )  # fmt: skip
+    assert found.status == "HOLDS" and "n = 40 windows" in found.evidence
