@@ -23,7 +23,7 @@ Record = dict[str, Any]
 HEADER = ("method", "bits", "disk MB", "perplexity", "Δ loss", "seconds", "GB")
 FOOTNOTE = (
     "bits per compressed weight, scales and zero points counted; ± standard error over windows; "
-    "Δ loss: to the float model, paired by window, nats per token; seconds to compress; "
+    "Δ loss: to the float model, paired by window, nats per token; seconds to compress or train; "
     "GB: peak memory."
 )
 
@@ -133,7 +133,8 @@ def paired_difference(record: Record, reference: Record) -> tuple[float, float] 
 def cells(record: Record, reference: Record | None, name: str) -> list[str]:
     """One row of a table, in the order of HEADER, the method under the name given."""
     metrics, bits = scores(record), bits_per_weight(record)
-    seconds = record["seconds"].get("compress")
+    spent = record["seconds"]
+    seconds = spent.get("compress", spent.get("train"))
     delta = None
     if metrics and reference is not None and record is not reference:
         delta = paired_difference(record, reference)
