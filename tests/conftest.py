@@ -32,14 +32,18 @@ def pytest_addoption(parser):
         action="store_true",
         help="write tests/golden/configs anew: look at their difference before you commit it",
     )
-    parser.addoption("--slow", action="store_true", help="run what takes more than a minute too")
+    parser.addoption(
+        "--slow", action="store_true", help="run what takes long, or is much like another test, too"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="over a minute: run with --slow"))
+                item.add_marker(
+                    pytest.mark.skip(reason="long, or much like another: run with --slow")
+                )
 
 
 def pytest_collection_finish():

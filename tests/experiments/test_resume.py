@@ -63,11 +63,11 @@ def interrupt(monkeypatch, part, error, *, when="before"):
         (GPTQ, "blocks.1", "before"),
         (GPTQ, "embed", "after"),
         ([*GPTQ, "walk.sequential=false"], "blocks.1", "before"),
-        (RTN, "blocks.1", "before"),
         (SCALED, "blocks.1", "before"),
-        (LEARNED, "blocks.1", "before"),
-        (TURNED, "blocks.1", "before"),
-        (AIMED, "blocks.1", "before"),
+        *(
+            pytest.param(settings, "blocks.1", "before", marks=pytest.mark.slow)
+            for settings in (RTN, LEARNED, TURNED, AIMED)  # all within those below
+        ),
         (TURNED_AIM, "blocks.1", "before"),
         ([*LEARNED, "cache=fp8"], "blocks.1", "before"),
         ([*AIMED, "cache=int8"], "blocks.1", "before"),

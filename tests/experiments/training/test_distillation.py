@@ -48,7 +48,12 @@ def test_a_student_comes_nearer_to_what_it_is_taught(tmp_path, teacher, name):
     assert (done.checkpoint / "planish.json").exists()
 
 
-@pytest.mark.parametrize("name", ["jsd", "fitnets", "top_k_logits", "sparse_logit_sampling", "gkd"])
+LIKE_OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("jsd", "sparse_logit_sampling")
+]
+
+
+@pytest.mark.parametrize("name", ["fitnets", "top_k_logits", "gkd", *LIKE_OTHERS])
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path, teacher, monkeypatch, name):
     more = ["loss.prompt=4"] if name == "gkd" else []
     whole = result(taught(tmp_path, teacher, name, f"runs={tmp_path / 'whole'}", *more))
