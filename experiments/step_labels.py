@@ -58,7 +58,9 @@ def training_label(config: Mapping[str, Any]) -> str:
         if name != "CrossEntropy":
             stabilized = "rs" if node.get("rank_stabilized") else ""
             words.append(stabilized + (TRAINED.get(name) or name.replace("_", " ")))
-    return " + ".join(words)
+    made = config["model"] if config["model"].get("command") == "compress" else {}
+    began = f" from {' '.join(made['overrides'])}" if made else ""  # what was compressed how
+    return " + ".join(words) + began
 
 
 def _optimizer_words(node: Mapping[str, Any]) -> str:

@@ -28,6 +28,8 @@ def test_a_run_is_named_by_all_that_trains_it():
     (record,) = trained(method, [1.0])
     assert label(record) == "Muon 200 steps + forward KL + LSQ + RigL + EMA"
     assert training_label(synthetic.composed(parse("train"))) == "AdamW 200 steps"
+    qad = synthetic.composed(parse("train experiment=qad_smollm2"))
+    assert training_label(qad) == "AdamW 64 steps + forward KL + STE from algorithm=gptq bits=3"
     rates = [trained(f"learning_rates={rate}", [1.0])[0] for rate in (1, 2)]
     assert labels(rates)[1] == "AdamW 200 steps learning_rates=2"
 
