@@ -24,7 +24,8 @@ STARTING = 6.0  # seconds to import, open the model and encode the text
 def estimate(
     plain: dict[str, Any], shapes: Parts, examples: Examples, objective: Objective,
     optimizer: optax.GradientTransformation, pace: Pace, teacher: Any,
-) -> Estimate:  # fmt: skip
+) -> tuple[Estimate, float]:  # fmt: skip
+    """And the seconds that a step's operations take at the machine's rate of products."""
     state = jax.eval_shape(
         lambda parts: training.init(parts, optimizer, jax.random.key(0)),
         shapes._replace(graph=None),
@@ -60,13 +61,14 @@ def estimate(
     held = size(state) + size(shapes.fixed) + size(others) + _bytes(examples)
     rate = machine.assumed_rate()
     seconds = {part: OVERHEAD * count / rate for part, count in operations.items()}
-    return Estimate(
+    estimated = Estimate(
         parameters=parameters,
         operations=operations,
         memory={"train": hardware.process_memory() + held + found.temporaries},
         seconds={"start": STARTING, **seconds},
         disk=pace.keep * size(state) + size(shapes.params) + size(shapes.fixed),
     )
+    return estimated, found.operations / rate
 
 
 def _stored(codec: LogitCodec, teacher: Any, batch: Batch) -> Any:

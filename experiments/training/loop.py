@@ -82,6 +82,7 @@ class Job:
     teacher: Any = None  # its arrays
     schedule: Callable[[int], float] | None = None  # of the learning rates, for the log
     mesh: Mesh | None = None
+    floor: float | None = None  # seconds that a step's operations take at the machine's rate
     config: DecoderConfig | None = None  # of the model, by which it lies on the mesh
     teacher_config: DecoderConfig | None = None
 
@@ -304,8 +305,11 @@ class _Loop:
         now = time.perf_counter()
         if self.since:  # the first interval compiles
             batch, targets = self.job.order.batch, self.job.examples.train.targets
-            positions = (step - self.since) * batch * int(np.prod(targets.shape[1:]))
-            self.files.note("speed", step=step, positions_per_second=positions / (now - self.clock))
+            steps, seconds = step - self.since, now - self.clock
+            positions = steps * batch * int(np.prod(targets.shape[1:]))
+            floor = self.job.floor
+            used = {} if floor is None else {"utilization": steps * floor / seconds}
+            self.files.note("speed", step=step, positions_per_second=positions / seconds, **used)
         self.clock, self.since = now, step
 
     def _stop(self, step: int, metrics: Metrics, means: Mapping[str, float]) -> None:

@@ -14,6 +14,7 @@ from experiments import train
 from experiments.checkpoints.loading import load_model
 from experiments.checkpoints.sources import open_source
 from experiments.errors import UserError
+from experiments.runs.journal import Journal
 from experiments.training import loop, metrics
 from experiments.training.loop import STATE
 from tests.experiments import tiny
@@ -59,6 +60,9 @@ def test_a_run_leaves_metrics_a_checkpoint_and_a_record(tmp_path):
     source = open_source(done.checkpoint)
     assert load_model(source).config == source.config
     assert record["model"]["parameters"] > 0
+    speeds = Journal(done.folder).entries("speed")
+    assert [each["step"] for each in speeds] == [4, 6, 8]
+    assert all(each["positions_per_second"] > 0 and each["utilization"] > 0 for each in speeds)
     assert json.loads((done.folder / "record.json").read_text())["command"] == "train"
 
 
