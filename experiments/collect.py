@@ -64,7 +64,7 @@ def _record_files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     own = sorted(place.rglob(records.FILE))
-    return own or sorted(place.glob("*.json"))  # a folder of records, as papers/results is
+    return own or sorted(place.rglob("*.json"))  # a folder of records, as papers/results is
 
 
 def _finished(places: Sequence[Path]) -> Iterator[Done]:

@@ -31,8 +31,8 @@ def publish(done: Sequence[Done], folder: Path) -> list[Path]:
     for each, path in zip(done, targets, strict=True):
         if path.exists() and key(records.read(path)) != key(each.record):
             raise UserError(f"{path} is of another run: move it away, nothing is published.")
-    folder.mkdir(parents=True, exist_ok=True)
     for each, path in zip(done, targets, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(_without_places(each.record), indent=1) + "\n")
     return targets
 
@@ -44,8 +44,12 @@ def _without_places(record: Record) -> Record:
 
 
 def _target(done: Done, folder: Path) -> Path:
-    """Named as the run's folder is, by what was done and its identity, and by seeds if not 0."""
+    """Named as the run's folder is, by what was done and its identity, and by seeds if not 0.
+
+    Training runs, which are repeated with many seeds, have a folder of their own.
+    """
     identity, seeds = done.record["identity"], seeds_label(done.record["seeds"])
     name = done.folder.parent.name.removesuffix(f"-{identity[:12]}")
     repetition = "" if seeds == "seed-0" else f"-{seeds}"
-    return folder / f"{name}-{identity[:8]}{repetition}.json"
+    within = folder / "train" if done.record["command"] == "train" else folder
+    return within / f"{name}-{identity[:8]}{repetition}.json"

@@ -172,7 +172,7 @@ class Survey:
 
 def load(folder: Path) -> dict[str, Record]:
     """The recorded runs that documents quote, by file name."""
-    return {path.stem: records.read(path) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: records.read(path) for path in sorted(folder.rglob("*.json"))}
 
 
 def _options(text: str, where: str) -> dict[str, str]:
