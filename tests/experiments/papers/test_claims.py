@@ -179,8 +179,9 @@ def commanded(command):
     """The identities of all runs of a command line, sweeps spread out."""
     _, _, module, *words = shlex.split(command)
     pairs = [word.split("=", 1) for word in words if word != "--multirun"]
+    pairs = [pair for pair in pairs if pair[0] != "seed"]  # which tells no experiments apart
     each = [
-        [f"{key}={value}" for value in ([values] if "[" in values else values.split(","))]
+        [f"{key}={value}" for value in ([values] if set("[{") & set(values) else values.split(","))]
         for key, values in pairs
     ]
     which = module.removeprefix("experiments.")
