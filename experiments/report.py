@@ -1,6 +1,7 @@
 """Tables from records."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from experiments.errors import UserError
 from experiments.evaluation.footprint import Footprint
 from experiments.recipes import steps as recipe_steps
 from experiments.runs.identity import EXCLUDED, SEEDS, seeds_label
-from experiments.statistics import estimate
+from experiments.statistics import Estimate, estimate
 from experiments.step_labels import step_label, training_label
 
 Record = dict[str, Any]
@@ -187,6 +188,13 @@ def markdown(records: Sequence[Record]) -> str:
         for record, name in zip(records, labels(records), strict=True)
     ]
     return f"{grid([head, *rows])}\n\n{FOOTNOTE}\n"
+
+
+def with_interval(found: Estimate, digits: int, sign: str = "", scale: int = 1) -> str:
+    """The mean and half of its confidence interval, where there is one, both times `scale`."""
+    mean, half = scale * found.mean, scale * (found.high - found.mean)
+    text = f"{mean:{sign}.{digits}f}"
+    return text if math.isnan(half) else f"{text} ± {half:.{digits}f}"
 
 
 def grid(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

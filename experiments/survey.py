@@ -39,7 +39,7 @@ from experiments.files import write_whole
 from experiments.papers import bibliography, maps, pages
 from experiments.papers.claims import judge_page
 from experiments.papers.facts import Page
-from experiments.papers.lookup import Find, finder, float_model, parse
+from experiments.papers.lookup import Find, NotRecorded, finder, float_model, parse
 from experiments.papers.peers import read_peers, size
 from experiments.progress import console
 from experiments.recipes import steps
@@ -222,10 +222,10 @@ def _trained(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
         run = parse(name)
         try:
             found.append(survey.find(run))
-        except UserError as error:
-            if str(error) != f"`{run}`":  # it names nothing that could be run
-                raise UserError(f"{where} asks for {name.strip()!r}: {error}") from error
+        except NotRecorded as error:
             missing.append(f"- {error}\n")
+        except UserError as error:
+            raise UserError(f"{where} asks for {name.strip()!r}: {error}") from error
     table = training_report.markdown(sum(found, [])) if found else ""
     waiting = "Not run yet:\n\n" + "".join(missing) if missing else ""
     return "\n".join(filter(None, [table, waiting]))

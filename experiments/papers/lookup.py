@@ -42,6 +42,10 @@ class Run:
         )
 
 
+class NotRecorded(UserError):
+    """A run that could be made, and that no record is of."""
+
+
 Find = Callable[[Run], list[Record]]  # one record per seed; UserError: what it needs
 
 
@@ -148,7 +152,7 @@ def finder(records: Iterable[Record]) -> Find:
         except UserError as error:
             raise UserError(f"`{run}`, and for it: {str(error).rstrip('.')}") from error
         if not mine:
-            raise UserError(f"`{run}`")
+            raise NotRecorded(f"`{run}`")
         return mine
 
     return find

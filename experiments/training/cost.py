@@ -27,19 +27,14 @@ STARTING = 6.0  # seconds to import, open the model and encode the text
 def estimate(
     plain: dict[str, Any], shapes: Parts, examples: Examples, objective: Objective,
     optimizer: optax.GradientTransformation, pace: Pace, teacher: Any,
-) -> tuple[Estimate, float]:  # fmt: skip
-    """And the seconds that a step's operations take at the machine's rate of products."""
+) -> Estimate:  # fmt: skip
     state = jax.eval_shape(
         lambda parts: training.init(parts, optimizer, jax.random.key(0)),
         shapes._replace(graph=None),
     )
     graph, others = (None, None) if teacher is None else nnx.split(outlined(teacher))
-    batch, heldout = (
-        _batch(part, count)
-        for part, count in (
-            (examples.train, plain["batch"]), (examples.heldout, plain["evaluation_batch"]),
-        )
-    )  # fmt: skip
+    batch = _batch(examples.train, plain["batch"])
+    heldout = _batch(examples.heldout, plain["evaluation_batch"])
     if teacher is not None and (codec := getattr(objective, "codec", None)):
         batch, heldout = (
             each._replace(taught=_stored(codec, teacher, each)) for each in (batch, heldout)
@@ -64,14 +59,18 @@ def estimate(
     held = size(state) + size(shapes.fixed) + size(others) + _bytes(examples)
     rate = machine.assumed_rate()
     seconds = {part: OVERHEAD * count / rate for part, count in operations.items()}
-    estimated = Estimate(
+    return Estimate(
         parameters=parameters,
         operations=operations,
         memory={"train": hardware.process_memory() + held + _beside(state, found.temporaries)},
         seconds={"start": STARTING, **seconds},
         disk=pace.keep * size(state) + size(shapes.params) + size(shapes.fixed),
     )
-    return estimated, found.operations / rate
+
+
+def floor(found: Estimate, steps: int) -> float:
+    """Seconds that a step's operations take at the machine's rate of products."""
+    return found.seconds["train"] / OVERHEAD / steps
 
 
 def _beside(state: Any, temporaries: int) -> int:

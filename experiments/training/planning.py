@@ -45,7 +45,6 @@ class Plan:
     estimate: Estimate
     shapes: Parts  # of the model, without memory
     mesh: Mesh | None
-    floor: float  # seconds that a step's operations take at the machine's rate
 
     @property
     def source(self) -> Source | None:
@@ -104,7 +103,8 @@ class Plan:
             parts, self.objective, self.optimizer, self.examples, self.order, self.pace,
             seed=plain["seeds"]["method"], accumulate=plain["accumulate"], dtype=plain["dtype"],
             teacher_graph=graph, teacher=teacher, schedule=build(self.config, "schedule"),
-            mesh=self.mesh, floor=self.floor, config=getattr(self.model, "config", None),
+            mesh=self.mesh, floor=cost.floor(self.estimate, self.pace.steps),
+            config=getattr(self.model, "config", None),
             teacher_config=getattr(self.teacher, "config", None),
         )  # fmt: skip
 
@@ -137,12 +137,12 @@ def plan(config: DictConfig) -> Plan:
         raise UserError(str(error)) from error
     assigned(config, shapes.params)
     try:
-        found, floor = cost.estimate(plain, shapes, examples, objective, optimizer, pace, teacher)
+        found = cost.estimate(plain, shapes, examples, objective, optimizer, pace, teacher)
     except ValueError as error:  # of the objective: shapes alone went through it
         raise UserError(f"loss: {str(error).splitlines()[0]}") from error
     return Plan(
         config, model, teacher, examples, windows, objective, optimizer, order, pace,
-        build(config, "evaluation"), found, shapes, mesh, floor,
+        build(config, "evaluation"), found, shapes, mesh,
     )  # fmt: skip
 
 

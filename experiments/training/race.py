@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.plots import COLORS, save
-from experiments.statistics import Estimate, estimate, paired
+from experiments.report import with_interval
+from experiments.statistics import estimate, paired
 
 BASELINE = "adamw"
 Row = Mapping[str, Any]  # of measurements.optimizers
@@ -67,17 +68,11 @@ def _cells(row: Row, baseline: Row | None, target: float) -> list[str]:
     return [
         row["optimizer"],
         f"{row['factor']:g}{edge}",
-        _with_interval(mean, 4),
-        "–" if delta is None else _with_interval(delta, 4, sign="+"),
-        "not reached" if steps is None else _with_interval(steps, 0),
+        with_interval(mean, 4),
+        "–" if delta is None else with_interval(delta, 4, sign="+"),
+        "not reached" if steps is None else with_interval(steps, 0),
         "–" if steps is None else f"{steps.mean / last:.2f}",
     ]
-
-
-def _with_interval(found: Estimate, digits: int, sign: str = "") -> str:
-    """The mean and half of its confidence interval."""
-    mean = f"{found.mean:{sign}.{digits}f}"
-    return mean if math.isnan(found.high) else f"{mean} ± {found.high - found.mean:.{digits}f}"
 
 
 def digest(rows: Sequence[Row]) -> str:

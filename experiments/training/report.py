@@ -9,8 +9,7 @@ from rich.table import Table
 
 from experiments.comparison import Row, compare, experiments
 from experiments.papers.claims import PERPLEXITY, p_value
-from experiments.report import Record, grid, labels, scores
-from experiments.statistics import Estimate
+from experiments.report import Record, grid, labels, scores, with_interval
 
 HEADER = ("run", "held-out loss", "accuracy", "perplexity", "parameters", "seconds", "GB")
 FOOTNOTE = (
@@ -62,27 +61,22 @@ def markdown(records: Sequence[Record]) -> str:
     what = "accuracy, %" if metric == ACCURACY else "loss"
     lines = [["run", "seeds", what, f"Δ {what}", "p", "parameters", "s"]]
     lines += [
-        _compared(row, 100 if metric == ACCURACY else 1)
+        _compared(row, *((2, 100) if metric == ACCURACY else (4, 1)))
         for row in compare(found, metric, reference=found[0].name)
     ]
     return f"{grid(lines)}\n\n{COMPARED}\n"
 
 
-def _compared(row: Row, scale: int) -> list[str]:
+def _compared(row: Row, digits: int, scale: int) -> list[str]:
     first: Record = row.experiment.records[0]
     return [
         row.experiment.name,
         str(len(row.experiment.records)),
-        _interval(row.found, scale),
-        row.difference_over if row.difference is None else _interval(row.difference, scale, "+"),
+        with_interval(row.found, digits, scale=scale),
+        row.difference_over
+        if row.difference is None
+        else with_interval(row.difference, digits, "+", scale),
         "–" if math.isnan(row.p) else p_value(row.p).removeprefix("= "),
         f"{first['model']['parameters']:,}",
         f"{first['seconds']['train']:.0f}",
     ]
-
-
-def _interval(found: Estimate, scale: int, sign: str = "") -> str:
-    digits = 4 if scale == 1 else 2
-    mean = f"{scale * found.mean:{sign}.{digits}f}"
-    half = scale * (found.high - found.mean)
-    return mean if math.isnan(half) else f"{mean} ± {half:.{digits}f}"

@@ -7,6 +7,8 @@ of products that is no matrix product is fused with the decoding of W. It decode
 FEW rows, as XLA stops fusing it into more.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -22,8 +24,7 @@ def wna16_matmul(x, packed, scale, zero, divisor, bits, kind):
     m, size = x.shape[0], x.shape[1] // scale.shape[1]
     whole = size % packing.codes_together(bits) == 0  # no group begins inside a byte
     if dispatch.device().platform == "cpu" or m > MOST or not whole:
-        product = jax.checkpoint(_product, static_argnums=(5, 6))  # W is not kept for gradients
-        return product(x, packed, scale, zero, divisor, bits, kind)
+        return _product(x, packed, scale, zero, divisor, bits, kind)
     padded = jnp.pad(x, [(0, -m % FEW if m > FEW else 0), (0, 0)])
     few = padded.reshape(-1, min(m, FEW), x.shape[1])
     if len(few) == 1:
@@ -32,6 +33,7 @@ def wna16_matmul(x, packed, scale, zero, divisor, bits, kind):
     return y.reshape(len(padded), -1)[:m]
 
 
+@functools.partial(jax.checkpoint, static_argnums=(5, 6))  # W is not kept for gradients
 def _product(x, packed, scale, zero, divisor, bits, kind):
     i, (o, groups) = x.shape[1], scale.shape
     codes = packing.unpack(packed, bits, i).reshape(o, groups, i // groups)
