@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import kernel_report, plots, records, task_scores
+from experiments import benchmark_report, kernel_report, plots, records, task_scores
 from experiments.configuration import did_you_mean
 from experiments.entry import guarded
 from experiments.errors import UserError
@@ -49,7 +49,6 @@ from experiments.report import (
     grid,
     loss_differences,
     markdown,
-    speed_markdown,
 )
 from experiments.training import race
 from experiments.training import report as training_report
@@ -268,7 +267,7 @@ def _benchmark(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     what = wanted["benchmark"]
     if f"benchmark-{what}" not in survey.records:
         raise UserError(f"{where} asks for benchmark={what}, not in papers/results.")
-    return speed_markdown(survey.records[f"benchmark-{what}"], what)
+    return benchmark_report.markdown(survey.records[f"benchmark-{what}"], what)
 
 
 def _race(survey: Survey, wanted: Mapping[str, str], where: str) -> str:

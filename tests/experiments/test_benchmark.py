@@ -4,6 +4,7 @@ import hydra
 import pytest
 
 from experiments import benchmark
+from experiments.benchmark_report import markdown
 from experiments.checkpoints.sources import open_source
 from experiments.entry import CONF
 from experiments.errors import UserError
@@ -11,7 +12,6 @@ from experiments.evaluation import floor
 from experiments.measurements import scale
 from experiments.measurements.interruptions import _require_equal, interruptions
 from experiments.measurements.scale import write_random_model
-from experiments.report import speed_markdown
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
@@ -69,7 +69,7 @@ def test_large_shapes_pass_and_their_exports_evaluate_alike(tmp_path, monkeypatc
     assert row["whole"]["parameters"] == 32 * (weights + 2 * 64) + 2 * 300 * 64 + 64
     assert not (tmp_path / "llama_3_8b").exists()
     record = {"results": {"scale": [row]}, "device": {"cores": 2, "machine": "x86_64"}}
-    shown = speed_markdown(record | {"versions": {"jax": "0.11"}}, "scale")
+    shown = markdown(record | {"versions": {"jax": "0.11"}}, "scale")
     assert "| llama 3 8b | 1 of 32 | gptq 32 | 0.00 | 0.00 | 0.00 |" in shown
 
 

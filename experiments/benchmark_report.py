@@ -1,0 +1,146 @@
+"""Tables of benchmarks, from their records."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.report import Record, grid
+
+PARTS = ("read", "forward", "statistics", "solve", "write")
+
+
+def markdown(record: Record, what: str) -> str:
+    """What a benchmark measured, as a table with the machine below it."""
+    tables: dict[str, Callable[[Any], list[list[str]]]] = {
+        "gptq": _gptq_rows,
+        "perplexity": _perplexity_rows,
+        "memory": _memory_rows,
+        "interruptions": _interruption_rows,
+        "estimates": _estimate_rows,
+        "scale": _scale_rows,
+        "hostile": _hostile_rows,
+    }
+    header, *rows = tables[what](record["results"][what])
+    device = record["device"]
+    machine = f"{device['cores']} cores ({device['machine']}), jax {record['versions']['jax']}"
+    return f"{grid([header, *rows], text_columns=0)}\n\n{machine}.\n"
+
+
+def _gptq_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    header = ["calibration windows", "seconds", "compile", "llm-compressor, s", "times faster"]
+    header += ["floor, s", "times floor", *PARTS]
+    rows = []
+    for row in results:
+        peers = [result["seconds"] for result in row.get("llmcompressor", [])]
+        rows.append(
+            [
+                str(row["calibration"]),
+                f"{row['seconds']:.1f}",
+                f"{row['compile_seconds']:.1f}",
+                ", ".join(f"{seconds:.0f}" for seconds in peers) or "–",
+                f"{row['times_faster']:.2f}" if peers else "–",
+                f"{sum(row['floor_seconds'].values()):.1f}",
+                f"{row['times_floor']:.2f}",
+                *(f"{row['parts_with_compile'].get(part, 0.0):.1f}" for part in PARTS),
+            ]
+        )
+    return [header, *rows]
+
+
+def _perplexity_rows(row: dict[str, Any]) -> list[list[str]]:
+    """Ours reads the weights as it goes; transformers loads them before its time begins."""
+    theirs = row.get("transformers", [])
+    header = ["seconds, reading included", "compile", "transformers, s", "its loading, s"]
+    header += ["times faster", "loading counted"]
+    cells = [f"{row['seconds']:.1f}", f"{row['compile_seconds']:.1f}"]
+    cells += [
+        ", ".join(f"{r[key]:.1f}" for r in theirs) or "–" for key in ("seconds", "load_seconds")
+    ]
+    for key in ("times_faster", "times_faster_with_loading"):
+        cells.append(f"{row[key]:.2f}" if theirs else "–")
+    return [header, cells]
+
+
+def _memory_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = [
+        [str(row["blocks"]), f"{row['peak_memory'] / 1e9:.3f}", f"{row['times_least']:.3f}"]
+        for row in results
+    ]
+    return [["blocks", "peak memory, GB", "times the least"], *rows]
+
+
+def _scale_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    header = ["shapes", "blocks", "recipe", "a block, GB", "its statistics", "activations", "peak"]
+    header += ["of twice a block", "and statistics", "at start", "of twice a block, without"]
+    header += ["and statistics", "export's Δ loss"]
+    header += ["whole model: peak, GB", "hours", "disk, GB"]
+    rows = []
+    for row in results:
+        held, whole = row["held"], row["whole"]
+        start = row.get("memory_at_start")  # which earlier records have not
+        peak, twice = row["peak_memory"], 2 * held["block"] + held["activations"]
+        solving = twice + 2 * held["statistics"]
+        rows.append(
+            [
+                row["model"].replace("_", " "),
+                f"{row['blocks']} of {whole['blocks']}",
+                " ".join(part.partition("=")[2] for part in row["recipe"]),
+                *(f"{held[part] / 1e9:.2f}" for part in ("block", "statistics", "activations")),
+                f"{peak / 1e9:.2f}",
+                *(f"{peak / least:.2f}" for least in (twice, solving)),
+                "–" if start is None else f"{start / 1e9:.2f}",
+                *(
+                    "–" if start is None else f"{(peak - start) / least:.2f}"
+                    for least in (twice, solving)
+                ),
+                f"{row['loss_of_export'] - row['loss']:+.1e}",
+                f"{max(whole['memory'].values()) / 1e9:.1f}",
+                f"{sum(whole['seconds'].values()) / 3600:.1f}",
+                f"{whole['disk'] / 1e9:.1f}",
+            ]
+        )
+    return [header, *rows]
+
+
+def _interruption_rows(row: dict[str, Any]) -> list[list[str]]:
+    header = [
+        "kills",
+        "finished runs among them",
+        "an undisturbed run, s",
+        "blocks kept when killed",
+    ]
+    kept = [done for one in row["rounds"] for done in one["layers_done_at_kill"]]
+    cells = [str(row["kills"]), str(row["runs"]), f"{row['undisturbed_seconds']:.0f}"]
+    cells.append(f"{min(kept)}–{max(kept)}, {sum(kept) / len(kept):.0f} on average")
+    return [[*header, "files with equal bytes"], [*cells, f"all {row['files']}"]]
+
+
+def _estimate_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    header = ["run", "memory estimated, GB", "measured", "ratio", "time estimated, s", "measured"]
+    rows = [
+        [
+            row["configuration"],
+            f"{row['estimated_memory'] / 1e9:.2f}",
+            f"{row['measured_peak'] / 1e9:.2f}",
+            f"{row['memory_ratio']:.2f}",
+            f"{row['estimated_seconds']:.0f}",
+            f"{row['measured_seconds']:.0f}",
+            f"{row['time_ratio']:.2f}",
+        ]
+        for row in results
+    ]
+    return [[*header, "ratio"], *rows]
+
+
+def _hostile_rows(row: dict[str, Any]) -> list[list[str]]:
+    """By the first words of a kind: what every file can have, then each format's own."""
+    groups: dict[str, list[int]] = {}
+    for kind, counts in row["kinds"].items():
+        what, own, _ = kind.partition(":")
+        name = f"{what}, edited" if own else "any bytes, any file"
+        name = "a hostile chat template" if kind == "a hostile chat template" else name
+        found = groups.setdefault(name, [0, 0, 0])
+        groups[name] = [a + b for a, b in zip(found, counts.values(), strict=True)]
+    rows = [[name, str(sum(n)), *map(str, n)] for name, n in sorted(groups.items())]
+    whole = [row[verdict] for verdict in ("accepted", "refused", "finding")]
+    header = ["damage", "files", "still valid", "refused in a sentence", "anything else"]
+    return [header, *rows, ["all", str(row["files"]), *map(str, whole)]]
