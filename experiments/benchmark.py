@@ -1,6 +1,7 @@
 """Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
 being killed, how far estimates are off, whether large models pass, what damaged files do, which
-optimizer learns fastest and what it costs: python -m experiments.benchmark what=[gptq,memory,…]
+optimizer learns fastest and what it costs, what a teacher's largest logits are worth, how
+activations grow with the width: python -m experiments.benchmark what=[gptq,memory,…]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -29,7 +30,9 @@ from experiments.measurements.hostile.campaign import hostile
 from experiments.measurements.interruptions import interruptions
 from experiments.measurements.optimizers import optimizers
 from experiments.measurements.scale import scale, write_random_model
-from experiments.measurements.training import training_costs
+from experiments.measurements.teacher_logits import teacher_logits
+from experiments.measurements.training import optimizer_costs, trainer
+from experiments.measurements.widths import widths
 from experiments.runs import run as runs
 
 PEERS = records.ROOT / "tests" / "peers"
@@ -52,8 +55,11 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "interruptions": lambda plain, source, folder: interruptions(plain, folder),
         "hostile": lambda plain, source, folder: hostile(plain, folder),
         "estimates": lambda plain, source, folder: estimates(plain, source, folder, our_run),
-        "training": lambda plain, source, folder: training_costs(plain, folder),
-        "optimizers": lambda plain, source, folder: optimizers(plain, folder),
+        "optimizers": lambda plain, source, folder: optimizers(plain),
+        "optimizer_costs": lambda plain, source, folder: optimizer_costs(plain),
+        "trainer": lambda plain, source, folder: trainer(plain, folder),
+        "teacher_logits": lambda plain, source, folder: teacher_logits(plain, source),
+        "widths": lambda plain, source, folder: widths(plain),
         "scale": lambda plain, source, folder: scale(plain, source, folder, our_run),
     }
     if unknown := set(plain["what"]) - set(measure):

@@ -1,9 +1,15 @@
 """Tables of benchmarks, from their records."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.report import Record, grid
+import numpy as np
+
+from experiments.configuration import did_you_mean
+from experiments.errors import UserError
+from experiments.report import Record, grid, with_interval
+from experiments.statistics import estimate
 
 PARTS = ("read", "forward", "statistics", "solve", "write")
 
@@ -18,7 +24,13 @@ def markdown(record: Record, what: str) -> str:
         "estimates": _estimate_rows,
         "scale": _scale_rows,
         "hostile": _hostile_rows,
+        "trainer": _trainer_rows,
+        "optimizer_costs": _optimizer_cost_rows,
+        "teacher_logits": _teacher_logits_rows,
+        "widths": _widths_rows,
     }
+    if what not in tables:
+        raise UserError(f"benchmark={what} has no table{did_you_mean(what, tables)}")
     header, *rows = tables[what](record["results"][what])
     device = record["device"]
     machine = f"{device['cores']} cores ({device['machine']}), jax {record['versions']['jax']}"
@@ -144,3 +156,62 @@ def _hostile_rows(row: dict[str, Any]) -> list[list[str]]:
     whole = [row[verdict] for verdict in ("accepted", "refused", "finding")]
     header = ["damage", "files", "still valid", "refused in a sentence", "anything else"]
     return [header, *rows, ["all", str(row["files"]), *map(str, whole)]]
+
+
+def _trainer_rows(row: dict[str, Any]) -> list[list[str]]:
+    """Positions per second of both in their medians; the overhead is the median over turns."""
+    header = ["bare steps, tokens/s", "the trainer's", "overhead", "compilations of the step"]
+    header += ["arguments, MB", "temporaries", "estimate of the whole run"]
+    speeds = [row["bare_positions_per_second"], row["trainer_positions_per_second"]]
+    memory = [row["memory"]["arguments"], row["memory"]["temporaries"], row["estimated_memory"]]
+    cells = [*(f"{statistics.median(each):,.0f}" for each in speeds), f"{row['overhead']:+.1%}"]
+    cells += [str(row["compilations"]), *(f"{each / 1e6:.1f}" for each in memory)]
+    return [header, cells]
+
+
+def _optimizer_cost_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The cheapest first."""
+    header = ["optimizer", "times AdamW's time", "ns per parameter"]
+    header += ["state, bytes per parameter", "temporaries"]
+    rows = [
+        [
+            row["optimizer"],
+            f"{row['times_adamw']:.2f}",
+            f"{row['nanoseconds_per_parameter']:.2f}",
+            f"{row['state_bytes_per_parameter']:.1f}",
+            f"{row['temporaries_per_parameter']:.1f}",
+        ]
+        for row in sorted(results, key=lambda row: row["times_adamw"])
+    ]
+    return [header, *rows]
+
+
+def _teacher_logits_rows(found: dict[str, Any]) -> list[list[str]]:
+    header = ["k", "values", "bytes a token", "of all in bfloat16", "mass kept", "KL lost, nats"]
+    rows = [
+        [
+            str(row["k"]),
+            row.get("values", "bfloat16") + (f", {row['exact']} exact" if "exact" in row else ""),
+            str(row["bytes_per_token"]),
+            f"{row['bytes_per_token'] / (2 * found['vocabulary']):.2%}",
+            f"{row['kept']:.4f}",
+            f"{row['kl']:.5f}",
+        ]
+        for row in found["rows"]
+    ]
+    return [header, *rows]
+
+
+def _widths_rows(found: dict[str, Any]) -> list[list[str]]:
+    header = ["parametrization", "mean magnitude of", *(f"{w} wide" for w in found["widths"])]
+    rows = [
+        [
+            parametrization,
+            name,
+            *(f"{size:.3g}" for size in each["sizes"]),
+            with_interval(estimate(np.array(each["powers"])), 2, sign="+"),
+        ]
+        for parametrization, names in found["parametrizations"].items()
+        for name, each in names.items()
+    ]
+    return [[*header, "power of the width"], *rows]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # of malloc.h
 PART = 1 << 22  # values
 MAPPINGS = 24_000  # Linux allows a process 65,530 (vm.max_map_count) and ends it at one more
 
@@ -22,11 +22,12 @@ def keep_freed() -> None:
     """Have glibc reuse the memory of freed arrays instead of giving it back at once.
 
     Every product allocates its result, and the kernel clears each page that it hands out again: a
-    tenth of a CPU run's time. It costs memory, since what is kept fits few of the later arrays:
-    `give_back` between blocks.
+    tenth of a CPU run's time, and a third of a small model's training step. It costs memory, since
+    what is kept fits few of the later arrays: `give_back` between blocks.
     """
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has mallopt
         libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 1)  # those of further threads are too small for large arrays
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the largest it takes
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
         libc.mallopt(M_TOP_PAD, 1 << 26)

@@ -8,7 +8,6 @@ goes on where it was cut, and takes in another optimizer at its own cost alone.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments import memory, progress, train
@@ -16,7 +15,7 @@ from experiments.papers.lookup import Run, compose
 from experiments.training.loop import Diverged
 
 
-def optimizers(plain: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def optimizers(plain: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each optimizer: what was tried, and the finals with their curves."""
     race = plain["race"]
     rows, each = [], len(race["factors"]) + len(race["seeds"])

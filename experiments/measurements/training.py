@@ -4,7 +4,6 @@ per parameter, memory as the compiler lays it out, and how often a run compiles.
 
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,9 @@ WIDTH, DEPTH = 512, 4  # of the parameters that optimizers are timed on
 TIMED = 8  # updates in each turn
 
 
-def training_costs(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
-    settings = plain["costs"]
-    return {
-        "trainer": _trainer(settings, folder),
-        "optimizers": _optimizers(settings["optimizers"], settings["turns"]),
-    }
-
-
-def _trainer(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def trainer(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The trainer's steps and bare ones, in turns; and what one run compiles."""
+    settings = plain["trainer"]
     config = compose(Run("train", (*settings["run"], f"runs={folder}", "logger.tensorboard=false")))
     planned = plan(config)
     job = planned.job()
@@ -88,8 +80,9 @@ def _memory(job: loop.Job) -> dict[str, int]:
     }
 
 
-def _optimizers(names: Sequence[str], turns: int) -> list[dict[str, Any]]:
+def optimizer_costs(plain: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each, one update of the same parameters: time over AdamW's, bytes of state."""
+    settings = plain["optimizer_costs"]
     params = {
         "blocks": [{"kernel": jnp.ones((WIDTH, WIDTH)) / WIDTH} for _ in range(DEPTH)],
         "embed": jnp.ones((WIDTH, WIDTH)) / WIDTH,
@@ -99,9 +92,9 @@ def _optimizers(names: Sequence[str], turns: int) -> list[dict[str, Any]]:
     count = sum(x.size for x in jax.tree.leaves(params))
     rows = []
     baseline = _Timed("adamw", params, gradients)
-    for name in names:
+    for name in settings["optimizers"]:
         timed = baseline if name == "adamw" else _Timed(name, params, gradients)
-        pairs = [(timed.turn(), baseline.turn()) for _ in range(turns)]
+        pairs = [(timed.turn(), baseline.turn()) for _ in range(settings["turns"])]
         rows.append(
             {
                 "optimizer": name,

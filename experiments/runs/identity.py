@@ -26,6 +26,7 @@ FOLDERS = frozenset({"include_path"})  # at any depth: every file counts, by its
 INPUTS = frozenset({"path", "calibration_path", "heldout_path", "checkpoint"})  # at any depth
 
 MADE = "experiments.made.model"
+NAMED = "hydra.utils."  # get_method and the like
 
 
 def identity(command: str, config: Mapping[str, Any]) -> str:
@@ -50,6 +51,8 @@ def _content(value: Any) -> Any:
         from experiments.papers.lookup import Run, identity_of  # which asks for identities itself
 
         return {"made": identity_of(Run(value["command"], tuple(value["overrides"])))}
+    if isinstance(value, Mapping) and str(value.get("_target_")).startswith(NAMED):
+        return dict(value)  # its path is a name in Python
     if isinstance(value, Mapping):
         return {key: _entry(key, inner) for key, inner in value.items() if key not in SEEDS}
     return [_content(inner) for inner in value] if isinstance(value, list) else value

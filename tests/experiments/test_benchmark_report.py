@@ -1,4 +1,7 @@
+import pytest
+
 from experiments.benchmark_report import markdown
+from experiments.errors import UserError
 
 MACHINE = dict(device=dict(cores=2, machine="x86_64"), versions=dict(jax="0.11.2"))
 
@@ -38,3 +41,28 @@ def test_damaged_files_are_shown_by_what_was_damaged():
     assert "| any bytes, any file | 15 | 3 | 12 | 0 |" in shown
     assert "| GGUF, edited | 5 | 0 | 4 | 1 |" in shown
     assert "| all | 20 | 3 | 16 | 1 |" in shown
+
+
+def test_what_training_costs_is_shown():
+    trainer = {
+        "bare_positions_per_second": [100.0, 102.0, 98.0],
+        "trainer_positions_per_second": [99.0, 100.0, 97.0],
+        "overhead": 0.015,
+        "compilations": 1,
+        "memory": {"arguments": 2e6, "temporaries": 30e6},
+        "estimated_memory": 700e6,
+    }
+    costs = [
+        dict(optimizer=name, times_adamw=times, nanoseconds_per_parameter=times * 2,
+             state_bytes_per_parameter=8.0, temporaries_per_parameter=0.0)
+        for name, times in (("soap", 12.0), ("sgd", 0.5))
+    ]  # fmt: skip
+    record = dict(results=dict(trainer=trainer, optimizer_costs=costs), **MACHINE)
+    assert "| 100 | 99 | +1.5% | 1 | 2.0 | 30.0 | 700.0 |" in markdown(record, "trainer")
+    shown = markdown(record, "optimizer_costs")
+    assert shown.index("| sgd | 0.50 | 1.00 | 8.0 | 0.0 |") < shown.index("| soap | 12.00 |")
+
+
+def test_a_benchmark_without_a_table_is_refused():
+    with pytest.raises(UserError, match="benchmark=trainr has no table; did you mean trainer"):
+        markdown(dict(results={}, **MACHINE), "trainr")

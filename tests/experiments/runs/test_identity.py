@@ -49,6 +49,14 @@ def test_an_input_counts_by_its_content_and_not_by_its_place(plain, tmp_path):
     assert identity("compress", plain) != first
 
 
+def test_the_path_of_a_method_is_a_name_and_no_file(plain):
+    def with_norm(name):
+        norm = {"_target_": "hydra.utils.get_method", "path": f"algorithms.optimizers.scion.{name}"}
+        return identity("train", plain | {"optimizer": {"norm": norm}})
+
+    assert with_norm("sign") != with_norm("rms")
+
+
 def test_a_folder_is_named_by_its_seeds():
     assert seeds_label({"data": 3, "init": 3, "method": 3}) == "seed-3"
     assert seeds_label({"data": 1, "init": 0, "method": 2}) == "data-1-init-0-method-2"
