@@ -1,13 +1,16 @@
-"""Models that other runs leave, made first if they are not there: what conf/model/made.yaml names.
+"""Models that other runs leave, made first if they are not there: what conf/model/made.yaml and
+conf/model/soup.yaml name.
 
-One command is then a whole experiment: quantize and go on training, train a teacher and distil it.
+One command is then a whole experiment: quantize and go on training, train a teacher and distil it,
+finetune one model in several ways and average.
 """
 
 import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.checkpoints.sources import open_source
+from experiments.checkpoints.soup import Soup
+from experiments.checkpoints.sources import Source, open_source
 from experiments.entry import resolved
 from experiments.errors import UserError
 from experiments.papers.lookup import Run, compose
@@ -40,3 +43,16 @@ def model(command: str, overrides: Sequence[str], runs: str, dry_run: bool = Fal
         if classifier.exists()
         else open_source(done.checkpoint)
     )
+
+
+def soup(
+    command: str, overrides: Sequence[str], members: Sequence[str], runs: str, dry_run: bool = False
+) -> Soup:
+    """The mean of what runs leave that have `overrides` in common, and each those of a member.
+
+    Raises UserError as `model` does, and for classifiers.
+    """
+    found = [model(command, (*overrides, *each.split()), runs, dry_run) for each in members]
+    if not all(isinstance(each, Source) for each in found):
+        raise UserError("model=soup is of language models: a classifier's run cannot be read so.")
+    return Soup(found)

@@ -1,8 +1,8 @@
 """Dion2. Ahn, Amsel, Langford, 2025, arXiv:2512.16928.
 
 Muon at a fraction of its cost: of rows or columns of the momentum, whichever are fewer, those with
-the largest ‖·‖₁ alone are orthogonalized, and those alone decay. What is left out waits in the
-momentum until it is large (error feedback):
+the largest ‖·‖₁ alone are orthogonalized, and of those alone the momentum decays. What is left out
+waits there until it is large (error feedback):
     M <- M + G
     K = the α · rows with the largest ‖M_r‖₁
     O_K = polar(M_K),   M_K <- μ M_K

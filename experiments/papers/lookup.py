@@ -67,7 +67,7 @@ def run_at(selection: Selection, scale: str, stem: str, pages: Mapping[str, Page
     another does not have. Where the first word is a command, it is that command's run, with nothing
     before its overrides. Raises UserError if a page lacks the scale.
     """
-    if selection[:1] in (("compress",), ("train",)):
+    if selection[:1] in (("compress",), ("train",), ("evaluate",)):
         return Run(selection[0], tuple(selection[1:]))  # type: ignore[arg-type]
     if selection == "float":
         first = beginning(stem, scale, pages)

@@ -4,8 +4,9 @@ Left out is what changes where a run happens or what it is also written as, but 
 computes, or counts where it is used (`bits`, `tasks`): EXCLUDED. So are steps of a recipe that are
 null, and seeds: runs that differ in seeds alone are repetitions of one experiment, told apart by
 their folder. A path to an input counts by the content it leads to, so a model that moves stays the
-same model and a file that changes does not; a model that a run makes counts by that run's identity.
-An evaluation on tasks reads no data of ours.
+same model and a file that changes does not; a model that a run makes counts by that run's identity,
+and a soup by what its members have in common and what each has of its own, seeds included. An
+evaluation on tasks reads no data of ours.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ SEEDS = frozenset({"seed", "seeds"})  # at any depth
 FOLDERS = frozenset({"include_path"})  # at any depth: every file counts, by its path within
 INPUTS = frozenset({"path", "calibration_path", "heldout_path", "checkpoint"})  # at any depth
 
-MADE = "experiments.made.model"
+MADE, SOUP = "experiments.made.model", "experiments.made.soup"
 NAMED = "hydra.utils."  # get_method and the like
 
 
@@ -47,10 +48,11 @@ def _set(value: Any) -> bool:
 
 
 def _content(value: Any) -> Any:
-    if isinstance(value, Mapping) and value.get("_target_") == MADE:
+    if isinstance(value, Mapping) and value.get("_target_") in (MADE, SOUP):
         from experiments.papers.lookup import Run, identity_of  # which asks for identities itself
 
-        return {"made": identity_of(Run(value["command"], tuple(value["overrides"])))}
+        made = {"made": identity_of(Run(value["command"], tuple(value["overrides"])))}
+        return made | ({"members": value["members"]} if value["_target_"] == SOUP else {})
     if isinstance(value, Mapping) and str(value.get("_target_")).startswith(NAMED):
         return dict(value)  # its path is a name in Python
     if isinstance(value, Mapping):

@@ -74,7 +74,7 @@ def _name(node: Any) -> str:
     return str(node["_target_"]).rpartition(".")[-1]
 
 
-def _scheduled(node: Any, schedule: Any, factor: float) -> Any:
+def _scheduled(node: Any, schedule: Any, factor: int | float) -> Any:
     """With a schedule in place of every learning rate."""
     if isinstance(node, Mapping):
         return {key: _entry(key, value, schedule, factor) for key, value in node.items()}
@@ -83,7 +83,7 @@ def _scheduled(node: Any, schedule: Any, factor: float) -> Any:
     return node
 
 
-def _entry(key: Any, value: Any, schedule: Any, factor: float) -> Any:
+def _entry(key: Any, value: Any, schedule: Any, factor: int | float) -> Any:
     if key == "learning_rate" and isinstance(value, int | float):
         return {"_target_": SCALED, "schedule": schedule, "peak": factor * value}
     return _scheduled(value, schedule, factor)

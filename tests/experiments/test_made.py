@@ -1,15 +1,20 @@
 """A model that another run leaves: made once, known by what made it."""
 
+import dataclasses
+
 import hydra
+import numpy as np
 import pytest
 
-from experiments import compress, train
+from experiments import compress, evaluate, train
+from experiments.checkpoints.soup import Soup
 from experiments.checkpoints.sources import open_source
 from experiments.configuration import CONF
-from experiments.entry import resolved
+from experiments.entry import build, resolved
 from experiments.errors import UserError
 from experiments.runs.identity import identity
 from tests.experiments import tiny
+from tests.experiments.checkpoints.synthetic import CONFIG
 
 BASE = ["algorithm=rtn", "algorithm.format.group_size=16", "hardware.rate=1e11"]
 TRAINED = ["steps=2", "batch=2", "evaluation_batch=2", "hardware.rate=1e11"]
@@ -58,3 +63,42 @@ def test_a_dry_run_makes_nothing(tmp_path):
 def test_a_command_that_leaves_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="command=evaluate leaves no model: choose compress or"):
         train.run(asked(tmp_path, "model.command=evaluate"))
+
+
+def brewed(folder, *members):
+    """An evaluation of the mean of two trainings of one model."""
+    inner = [*tiny.overrides(folder), *TRAINED, "logger.tensorboard=false"]
+    given = [*tiny.overrides(folder)[2:], f"runs={folder / 'runs'}", "logger.tensorboard=false"]
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose("evaluate", ["model=soup", f"model.overrides={inner}",
+                                          f"model.members={list(members)}", *given])  # fmt: skip
+
+
+def test_a_soup_is_the_mean_of_what_runs_leave(tmp_path):
+    config = brewed(tmp_path, "seed=1", "seed=2 learning_rates=2")
+    assert np.isfinite(evaluate.run(config).record["metrics"]["perplexity"]["value"])
+    found = build(config, "model")
+    members = [open_source(path) for path in (tmp_path / "runs/train").glob("*/*/checkpoint")]
+    assert len(members) == 2 and found.config == members[0].config
+    for name in ("embed.weight", "blocks.1.mlp.up.weight"):
+        each = [member.read(name) for member in members]
+        np.testing.assert_allclose(found.read(name), np.mean(each, axis=0), rtol=1e-6, atol=1e-8)
+        assert not np.array_equal(*each)
+
+
+def test_a_soup_counts_what_each_member_has(tmp_path):
+    def name(*members):
+        return identity("evaluate", resolved(brewed(tmp_path, *members)))
+
+    assert len({name("seed=1", "seed=2"), name("seed=1", "seed=3"), name("seed=1")}) == 3
+
+
+def test_members_of_other_shapes_are_refused(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, layers in zip(folders, (1, 2), strict=True):
+        folder.mkdir()
+        tiny.write_model(folder, dataclasses.replace(CONFIG, layers=layers))
+    with pytest.raises(UserError, match="is of another shape than .*members of one architecture"):
+        Soup([open_source(folder / "model.gguf") for folder in folders])
+    with pytest.raises(UserError, match="A soup needs members"):
+        Soup([])
