@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from experiments import records
 from experiments.checkpoints.planish import Checkpoint
 from experiments.entry import entry_point, resolved
-from experiments.evaluation.footprint import bytes_on_disk
+from experiments.evaluation.footprint import bytes_on_disk, footprint
 from experiments.progress import console
 from experiments.runs import run as runs
 from experiments.training import classifiers, parallel, saving
@@ -85,9 +85,11 @@ def _kept(planned: Plan, model: nnx.Module, run: runs.OpenRun, at: runs.Place) -
         }
         assert isinstance(model, Decoder)
         saving.save(model, folder, planned.source.tokenizer(), notes, check=run.claim.check)
+    kept = Checkpoint(folder)
     with run.recorder.phase("evaluate"):
-        metrics = planned.evaluation(Checkpoint(folder), planned.windows)
-    return {"metrics": metrics, "bytes_on_disk": bytes_on_disk(folder)}
+        metrics = planned.evaluation(kept, planned.windows)
+    size = footprint(kept.description["tensors"])._asdict()
+    return {"metrics": metrics, "footprint": size, "bytes_on_disk": bytes_on_disk(folder)}
 
 
 @entry_point("train")

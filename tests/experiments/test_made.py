@@ -41,6 +41,9 @@ def test_it_is_made_once_and_then_trained(tmp_path, capsys):
     direct = compress.run(tiny.config(tmp_path, *BASE))
     assert direct.folder == made  # the run that the command itself makes
     assert done.record["model"]["digest"] == open_source(direct.checkpoint).digest()
+    sizes = [run.record["footprint"] for run in (done, direct)]
+    assert sizes[0]["weights"] > 0  # packed as they were, beside what is dense
+    assert all(sizes[0][key] == sizes[1][key] for key in ("weights", "weight_bits"))
     written = (made / "record.json").stat().st_mtime_ns
     train.run(asked(tmp_path, "steps=1"))
     assert (made / "record.json").stat().st_mtime_ns == written
