@@ -48,7 +48,7 @@ def teacher_logits(plain: dict[str, Any], source: Source) -> dict[str, Any]:
 def _lost(state: Any, tokens: Any, *, graph: Any, codecs: tuple[LogitCodec, ...]) -> Any:
     """Of each codec: KL(p ‖ p̂), and p's mass on what is kept, both summed over positions."""
     model: Any = nnx.merge(graph, state)
-    log_p = jax.nn.log_softmax(model.predictions(tokens).logits[0].astype(jnp.float32))
+    log_p = jax.nn.log_softmax(model.predictions(tokens).logits.astype(jnp.float32))
 
     def one(codec: LogitCodec) -> tuple[Any, Any]:
         kept = codec.encode(log_p)
