@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import itertools
 import math
 import re
@@ -176,9 +175,6 @@ def test_a_run_that_lacks_a_value_names_it():
     )
 
 
-identity_of = functools.cache(lookup.identity_of)  # claims share their runs
-
-
 def commanded(command):
     """The identities of all runs of a command line, sweeps spread out."""
     _, _, module, *words = shlex.split(command)
@@ -189,7 +185,7 @@ def commanded(command):
         for key, values in pairs
     ]
     which = module.removeprefix("experiments.")
-    return {identity_of(Run(which, job)) for job in itertools.product(*each)}
+    return {lookup.identity_of(Run(which, job)) for job in itertools.product(*each)}
 
 
 def test_the_command_of_a_claim_makes_what_it_compares(found):
@@ -198,7 +194,7 @@ def test_the_command_of_a_claim_makes_what_it_compares(found):
             kind = r"python -m experiments\.(compress|evaluate|train) "
             assert re.match(kind, mine.experiment), mine.id
             runs = runs_of(mine, "embedded", stem, found)
-            named = {identity_of(run): run for run in runs}  # all compose
+            named = {lookup.identity_of(run): run for run in runs}  # all compose
             floats = {each for each, run in named.items() if run == parse("float")}
             assert (named.keys() - floats) & commanded(mine.experiment), mine.id
 
