@@ -12,6 +12,7 @@ NAMES = {
     "spinquant": "SpinQuant", "svdquant": "SVDQuant",
 }  # fmt: skip
 TRAINED = {
+    "scale_by_sm3": "SM3",
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
     "normuon": "NorMuon", "sgd": "SGD", "soap": "SOAP",
     "e2e_qp": "E2E-QP", "dora": "DoRA", "ema": "EMA", "ema_nesterov": "EMA-Nesterov",
@@ -64,9 +65,11 @@ def training_label(config: Mapping[str, Any]) -> str:
 
 
 def _optimizer_words(node: Mapping[str, Any]) -> str:
-    """Of groups, the first; of wrappers, what they are around too."""
+    """Of groups and chains, the first; of wrappers, what they are around too."""
     if "match" in node:
         return _optimizer_words(node[next(iter(node["match"]))])
+    if "_args_" in node:
+        return _optimizer_words(node["_args_"][0])
     name = _last_name(node)
     named = TRAINED.get(name) or name.replace("_", " ").capitalize()
     inner = node.get("inner")

@@ -6,6 +6,7 @@ windows of each one's mean loss, whose standard error is over windows.
 """
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from experiments.checkpoints.sources import Source, require_predictions
 from experiments.data.windows import Windows, digest
 from experiments.evaluation import logits
 from experiments.evaluation.forward import activations, in_chunks
+
+LARGEST = math.log(sys.float_info.max)
 
 
 class Perplexity(NamedTuple):
@@ -36,7 +39,8 @@ class Perplexity(NamedTuple):
 
     @property
     def value(self) -> float:
-        return math.exp(self.loss)
+        """Infinite where a float does not hold it: of a model that training ruined."""
+        return math.exp(self.loss) if self.loss < LARGEST else math.inf
 
     @property
     def error(self) -> float:

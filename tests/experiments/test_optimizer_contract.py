@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 from algorithms.optimizers.evaluation import eval_params
 from experiments.checkpoints.state import StateKeeper
 from experiments.configuration import CONF
+from experiments.papers.lookup import Run, compose
+from experiments.training.building import build_optimizer
 
 OPTIMIZERS = [
     (group, path.stem)
@@ -123,6 +125,13 @@ def shapes(tree):
 def test_it_is_the_same_jitted_as_eager(optimizer, params):
     with jax.disable_jit(False):
         same(run(optimizer, params)[0], run(optimizer, params, jitted=False)[0], 2e-5)
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIMIZERS if group == "optimizer"])
+def test_it_follows_a_schedule(name, params):
+    """As the trainer builds it: every learning rate is a function of the step."""
+    built = build_optimizer(compose(Run("train", (f"optimizer={name}", "schedule=cosine"))))
+    jax.eval_shape(lambda p: stepped(built, p, built.init(p), 0), params)
 
 
 def test_it_takes_plain_pytrees_as_it_takes_nnx(optimizer, params):

@@ -36,6 +36,11 @@ def test_the_standard_error_is_over_windows():
     assert math.isnan(Perplexity(np.array([1.0])).loss_error)
 
 
+def test_a_ruined_model_has_an_infinite_one():
+    found = Perplexity(np.array([600.0, 900.0]))
+    assert found.loss == 750.0 and found.value == math.inf and found.error == math.inf
+
+
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tmp_path):
     source = tiny.model(tmp_path)
     flat = type(source)(tmp_path / "model.gguf")
