@@ -20,6 +20,7 @@ from experiments.report import with_interval
 from experiments.statistics import estimate, paired
 
 BASELINE = "adamw"
+NAMED = 9  # lines of the picture, from the best: as many as can be told apart
 Row = Mapping[str, Any]  # of measurements.optimizers
 
 
@@ -63,16 +64,21 @@ def _cells(row: Row, baseline: Row | None, target: float) -> list[str]:
     mean = estimate(losses)
     reached = [steps_to(found["curve"], target) for found in row["finals"]]
     last = row["finals"][0]["curve"][-1][0] if row["finals"][0]["curve"] else math.nan
-    steps = estimate(np.array(reached)) if all(map(math.isfinite, reached)) else None
+    there = sum(map(math.isfinite, reached))
+    steps = estimate(np.array(reached)) if there == len(reached) else None
     delta = None if baseline is None or baseline is row else paired(losses, finals(baseline))
     return [
         row["optimizer"],
         f"{row['factor']:g}{edge}",
         with_interval(mean, 4),
         "–" if delta is None else with_interval(delta, 4, sign="+"),
-        "not reached" if steps is None else with_interval(steps, 0),
+        _reached(there, len(reached)) if steps is None else with_interval(steps, 0),
         "–" if steps is None else f"{steps.mean / last:.2f}",
     ]
+
+
+def _reached(there: int, runs: int) -> str:
+    return f"by {there} of {runs}" if there else "not reached"
 
 
 def digest(rows: Sequence[Row]) -> str:
@@ -81,23 +87,36 @@ def digest(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> Path:
-    """Held-out loss against the step, the mean over seeds and their range; whole or not at all."""
+    """Held-out loss against the step, the mean over seeds and their range: the best and the
+    baseline in colours, the others behind them. Whole or not at all.
+    """
+    ranked = [row for row in _ranked(rows) if all(found["curve"] for found in row["finals"])]
+    named = [row for n, row in enumerate(ranked) if n < NAMED or row["optimizer"] == BASELINE]
     with matplotlib.rc_context({"font.size": 10, "axes.prop_cycle": COLORS}):
-        figure = Figure(figsize=(9.5, 6.0), layout="constrained")
+        figure = Figure(figsize=(9.0, 5.5), layout="constrained")
         axes = figure.subplots()
-        for row in _ranked(rows):
-            curves = [np.array(found["curve"]) for found in row["finals"] if found["curve"]]
-            if not curves:
-                continue
-            steps, losses = curves[0][:, 0], np.stack([curve[:, 1] for curve in curves])
-            (line,) = axes.plot(steps, losses.mean(0), label=row["optimizer"], linewidth=1.5)
-            axes.fill_between(
-                steps, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.15, linewidth=0
+        for row in ranked:
+            if row not in named:
+                axes.plot(*_curve(row)[:2], color="gray", linewidth=0.6, alpha=0.5)
+        for row in named:
+            steps, mean, low, high = _curve(row)
+            (line,) = axes.plot(steps, mean, label=row["optimizer"], linewidth=1.8)
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        if len(named) < len(ranked):
+            axes.plot(
+                [], [], color="gray", linewidth=0.6, label=f"{len(ranked) - len(named)} others"
             )
-        axes.axhline(target_of(rows), color="gray", linewidth=0.8, linestyle="--")
-        axes.set(xlabel="step", ylabel="held-out loss, nats", yscale="log")
+        axes.axhline(target_of(rows), color="black", linewidth=0.8, linestyle="--")
+        axes.set(xlabel="step", ylabel="held-out loss, nats")
         axes.spines[["top", "right"]].set_visible(False)
         best = min(float(np.mean(finals(row))) for row in rows)
         axes.set_ylim(0.98 * best, 1.6 * target_of(rows))
-        figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+        axes.legend(fontsize=9, loc="upper right", frameon=False)
         return save(figure, path, digest(rows))
+
+
+def _curve(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps; the mean, the least and the largest loss over seeds at each."""
+    curves = [np.array(found["curve"]) for found in row["finals"]]
+    losses = np.stack([curve[:, 1] for curve in curves])
+    return curves[0][:, 0], losses.mean(0), losses.min(0), losses.max(0)
