@@ -12,9 +12,8 @@ NAMES = {
     "spinquant": "SpinQuant", "svdquant": "SVDQuant",
 }  # fmt: skip
 TRAINED = {
-    "scale_by_sm3": "SM3",
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
-    "normuon": "NorMuon", "sgd": "SGD", "soap": "SOAP",
+    "normuon": "NorMuon", "scale_by_sm3": "SM3", "sgd": "SGD", "soap": "SOAP",
     "e2e_qp": "E2E-QP", "dora": "DoRA", "ema": "EMA", "ema_nesterov": "EMA-Nesterov",
     "fitnets": "FitNets", "forward_kl": "forward KL", "fp8": "FP8", "gkd": "GKD", "jsd": "JSD",
     "lawa": "LAWA", "loftq": "LoftQ", "lora": "LoRA", "lsq": "LSQ", "lsq_plus": "LSQ+",

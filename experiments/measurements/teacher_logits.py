@@ -53,7 +53,7 @@ def _lost(state: Any, tokens: Any, *, graph: Any, codecs: tuple[LogitCodec, ...]
     def one(codec: LogitCodec) -> tuple[Any, Any]:
         kept = codec.encode(log_p)
         log_q = jax.nn.log_softmax(codec.decode(kept, log_p.shape[-1]))
-        mass = jnp.exp(jax.lax.top_k(log_p, kept.entries.low.shape[-1])[0])
-        return (jnp.exp(log_p) * (log_p - log_q)).sum(), mass.sum()
+        left_out = jnp.exp(kept.rest + log_p.max(-1))
+        return (jnp.exp(log_p) * (log_p - log_q)).sum(), (1 - left_out).sum()
 
     return [one(codec) for codec in codecs]

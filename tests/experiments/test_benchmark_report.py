@@ -12,10 +12,7 @@ def test_speed_is_shown_with_its_machine():
                parts_with_compile=dict(read=2.0, forward=21.0))  # fmt: skip
     memory = [dict(blocks=4, peak_memory=10**9, times_least=1.0)]
     perplexity = dict(seconds=30.0, compile_seconds=1.0)
-    benchmark = dict(
-        results=dict(gptq=[row], memory=memory, perplexity=perplexity),
-        **MACHINE,
-    )
+    benchmark = dict(results=dict(gptq=[row], memory=memory, perplexity=perplexity), **MACHINE)
     shown = markdown(benchmark, "gptq")
     assert "| 32 | 40.0 | 5.0 | 124 | 3.10 | 23.5 | 1.70 | 2.0 | 21.0 |" in shown
     assert "2 cores (x86_64), jax 0.11.2" in shown
@@ -33,10 +30,7 @@ def test_damaged_files_are_shown_by_what_was_damaged():
         "GGUF: a name": counts(0, 4, 1),
     }
     row = {"files": 20, **counts(3, 16, 1), "kinds": kinds}
-    benchmark = dict(
-        results=dict(hostile=row),
-        **MACHINE,
-    )
+    benchmark = dict(results=dict(hostile=row), **MACHINE)
     shown = markdown(benchmark, "hostile")
     assert "| any bytes, any file | 15 | 3 | 12 | 0 |" in shown
     assert "| GGUF, edited | 5 | 0 | 4 | 1 |" in shown

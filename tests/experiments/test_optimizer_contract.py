@@ -131,7 +131,8 @@ def test_it_is_the_same_jitted_as_eager(optimizer, params):
 def test_it_follows_a_schedule(name, params):
     """As the trainer builds it: every learning rate is a function of the step."""
     built = build_optimizer(compose(Run("train", (f"optimizer={name}", "schedule=cosine"))))
-    jax.eval_shape(lambda p: stepped(built, p, built.init(p), 0), params)
+    after, _ = jax.eval_shape(lambda p: stepped(built, p, built.init(p), 0), params)
+    assert shapes(after) == shapes(params)
 
 
 def test_it_takes_plain_pytrees_as_it_takes_nnx(optimizer, params):

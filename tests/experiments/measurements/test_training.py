@@ -12,9 +12,8 @@ from experiments.measurements.training import optimizer_costs, trainer
 from experiments.measurements.widths import widths
 from experiments.training import race
 from tests.experiments import tiny
+from tests.experiments.test_benchmark_report import MACHINE
 from tests.experiments.training import small
-
-MACHINE = dict(device=dict(cores=2, machine="x86_64"), versions=dict(jax="0.11.2"))
 
 
 def settings(folder):
