@@ -134,7 +134,8 @@ def test_readers_come_apart_between_tiles_and_blocks():
     for piece in pieces:
         piece.validate()
     joined = jnp.concatenate([piece.dequantize() for piece in pieces])
-    np.testing.assert_array_equal(joined, tensor.dequantize())
+    # To rounding: CPUs differ in whether a product of fewer rows sums in the same order.
+    np.testing.assert_allclose(joined, tensor.dequantize(), atol=2e-6)
     with pytest.raises(ValueError, match=r"rows=\[12, 12\] must be multiples of tile=8"):
         tensor.weight.split([12, 12])
 

@@ -135,7 +135,8 @@ def test_readers_are_taken_apart_by_blocks_of_rows():
     assert tensor.row_block == 8  # the largest that divides both 24 and 64
     whole = np.asarray(tensor.dequantize())
     pieces = [np.asarray(piece.dequantize()) for piece in tensor.split([16, 8])]
-    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    # To rounding: CPUs differ in whether a product of fewer rows sums in the same order.
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=2e-6)
     with pytest.raises(ValueError, match="must be multiples of row_block=8"):
         tensor.split([14, 10])
     assert [method.row_block for method in (quip_sharp(), quip_sharp(row_block=None))] == [64, 1]

@@ -72,7 +72,7 @@ def test_a_weight_has_the_gradient_of_what_it_is_rounded_to(format):
 
 @pytest.mark.parametrize(("ranges", "rate"), [(None, 3e-3), ("learned", 1e-2)])
 def test_training_loses_less_than_rounding(ranges, rate):
-    w, x, y = (jnp.float32(a) for a in layer(2, n=200))
+    w, x, y = (jnp.float32(a) for a in layer(5, n=200))
     format = integer(bits=2, group_size=16)
     plain = jnp.mean((x @ format.quantize(w).dequantize().T - y) ** 2)
     made = ste(format=format, ranges=ranges).make(dense(w), jax.random.key(0))
