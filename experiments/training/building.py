@@ -71,7 +71,8 @@ def _clipped(norm: float, node: Any) -> dict[str, Any]:
 
 
 def _name(node: Any) -> str:
-    return str(node["_target_"]).rpartition(".")[-1]
+    name = str(node["_target_"]).rpartition(".")[-1]
+    return " + ".join(map(_name, node["_args_"])) if name == "chain" else name
 
 
 def _scheduled(node: Any, schedule: Any, factor: int | float) -> Any:
