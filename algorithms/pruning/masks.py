@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from algorithms.optimizers.groups import compiled, named, path_name
+from algorithms.pruning.patterns import top
 
 MATCH = r"blocks\..*\.kernel"
 
@@ -126,12 +127,6 @@ def masked_training(
         return found, SparseState(later, moments, count + 1, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def top(scores: Float[Array, "*b n"], count: Int[Array, "*#b"] | int) -> Bool[Array, "*b n"]:
-    """The `count` largest of each row; of equal ones the first."""
-    order = jnp.argsort(-scores, axis=-1, stable=True)
-    return jnp.argsort(order, axis=-1) < jnp.asarray(count)[..., None]
 
 
 def regrown(

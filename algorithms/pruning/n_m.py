@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from algorithms.optimizers.groups import path_name
 from algorithms.parametrization import Parametrization, require_dense
-from algorithms.pruning.masks import top
+from algorithms.pruning.patterns import of_blocks, require_blocks
 from algorithms.straight_through import through
 
 
@@ -35,7 +35,7 @@ class BlockSparseLinear(nnx.Module):
 
     def sparse_kernel(self) -> Float[Array, "i o"]:
         w = self.kernel[...]
-        mask = block_mask(w.T, self.keep, self.block).T
+        mask = of_blocks(jnp.abs(w.T), self.keep, self.block).T
         return through(w, jnp.where(mask, w, jnp.zeros((), w.dtype)))
 
     def __call__(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
@@ -55,8 +55,7 @@ def sr_ste(
     layer's whole path matches. Raises ValueError for numbers outside their ranges, and for layers
     that are not dense or whose inputs are not whole blocks.
     """
-    if not 0 < keep < block:
-        raise ValueError(f"keep={keep} must be from 1 to block={block} - 1.")
+    require_blocks(keep, block)
     if decay < 0:
         raise ValueError(f"decay={decay} must not be negative.")
 
@@ -74,12 +73,6 @@ def sr_ste(
     return Parametrization(make=make, match=match, around=around)
 
 
-def block_mask(w: Float[Array, "o i"], keep: int, block: int) -> Bool[Array, "o i"]:
-    """E: the `keep` largest of each block; of equal ones the first."""
-    o, i = w.shape
-    return top(jnp.abs(w).reshape(o, i // block, block), keep).reshape(o, i)
-
-
 def decay_pruned(keep: int, block: int, decay: float, match: str) -> optax.GradientTransformation:
     """Adds λ (1 - E) ⊙ W to the gradients of kernels [in, out] whose path matches."""
 
@@ -87,7 +80,7 @@ def decay_pruned(keep: int, block: int, decay: float, match: str) -> optax.Gradi
         def one(path: Any, g: Any, w: Any) -> Any:
             if not re.fullmatch(match, path_name(path)):
                 return g
-            pruned = ~block_mask(w.T, keep, block).T
+            pruned = ~of_blocks(jnp.abs(w.T), keep, block).T
             return g + (decay * pruned * w).astype(g.dtype)
 
         return jax.tree_util.tree_map_with_path(one, gradients, params)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from algorithms import parametrization
 from algorithms.optimizers.groups import grouped
-from algorithms.pruning.n_m import block_mask, sr_ste
+from algorithms.pruning.n_m import sr_ste
 from tests.algorithms.pruning import sr_ste_official as official
 
 
@@ -77,11 +77,6 @@ def test_what_is_finished_is_what_was_computed_with(data):
     np.testing.assert_array_equal(model(x), before)
     blocks = np.asarray(model.blocks[0].kernel[...]).T.reshape(6, 4, 4)
     np.testing.assert_array_equal((blocks != 0).sum(-1), 2)
-
-
-def test_equal_weights_keep_the_first():
-    mask = block_mask(jnp.array([[1.0, -1, 1, 1, 0, 0, 0, 0]]), 2, 4)
-    np.testing.assert_array_equal(mask, [[1, 1, 0, 0, 1, 1, 0, 0]])
 
 
 def test_the_decay_reaches_its_own_layers_alone():
