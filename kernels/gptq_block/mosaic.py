@@ -23,8 +23,10 @@ TOGETHER = 8  # columns in registers
 MOST = 128  # columns: U's block and 256 rows of them fill shared memory
 
 
-def lacks(w, grid) -> str | None:
+def lacks(w, grid, keep) -> str | None:
     *_, c, r = w.shape
+    if keep is not None:
+        return "takes blocks of which all numbers stay, and keep is given"
     if not isinstance(grid, Integers):
         return f"takes integer grids, and grid={grid}"
     if w.dtype != jnp.float32:
@@ -41,7 +43,8 @@ def rows_of_a_thread(b: int, r: int) -> int:
     return 2 if r % (2 * THREADS) == 0 and b * r > SMS * THREADS else 1
 
 
-def gptq_block(w, u, scale, zero, group, *, grid, interpret=False):
+def gptq_block(w, u, scale, zero, group, keep=None, *, grid, interpret=False):
+    assert keep is None  # see `lacks`
     *batch, c, r = w.shape
     flat = [x.reshape(-1, *x.shape[len(batch) :]) for x in (w, u, scale, zero, group)]
     b = flat[0].shape[0]

@@ -14,9 +14,11 @@ INT4 = Integers(bits=4)
 
 def workload(
     batch: tuple[int, ...], c: int, r: int, *, groups: int = 1, grid: Grid = INT4,
-    dtype: str = "float32", tolerance: float = 1e-5,
+    dtype: str = "float32", tolerance: float = 1e-5, kept: float | None = None,
 ) -> Workload:  # fmt: skip
-    """groups: that columns are spread over out of order, as in their order of activations."""
+    """groups: that columns are spread over out of order, as in their order of activations.
+    kept: the fraction of numbers that stay.
+    """
     bits, whole = getattr(grid, "bits", 4), getattr(grid, "whole_zero", True)
 
     def arguments(key):
@@ -27,7 +29,10 @@ def workload(
         zero = 2 ** (bits - 1) + jax.random.uniform(keys[3], (*batch, groups, r), minval=-2)
         zero = jnp.clip(jnp.round(zero) if whole else zero, 0, 2**bits - 1)
         group = jnp.broadcast_to(jnp.arange(c) * 7 % groups, (*batch, c))
-        return *(x.astype(dtype) for x in (w, u, scale, zero)), group
+        found = *(x.astype(dtype) for x in (w, u, scale, zero)), group
+        if kept is None:
+            return found
+        return *found, jax.random.uniform(jax.random.fold_in(key, 4), w.shape) < kept
 
     def run(*arrays, **implementation):
         return gptq_block(*arrays, grid=grid, **implementation)

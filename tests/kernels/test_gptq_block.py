@@ -6,7 +6,7 @@ import pytest
 from algorithms.elements import Integer
 from algorithms.formats import Format, fp8
 from kernels import aot
-from kernels.gptq_block import Functions, Integers, gptq_block, mosaic
+from kernels.gptq_block import UNROUNDED, Functions, Integers, gptq_block, mosaic
 from kernels.gptq_block.mosaic import rows_of_a_thread
 from kernels.gptq_block.shapes import WORKLOADS, workload
 from kernels.workload import shapes
@@ -26,6 +26,8 @@ class TestGPTQBlock(KernelSuite):
         "batches of batches, 2 bits": workload((2, 3), 4, 5, grid=Integers(bits=2)),
         "real zero points": workload((), 12, 11, groups=2, grid=REAL_ZEROS),
         "another element": workload((), 12, 11, grid=E4M3),
+        "half of them go": workload((), 12, 11, groups=2, kept=0.5),
+        "a batch of which some go, unrounded": workload((2,), 6, 5, grid=UNROUNDED, kept=0.7),
     }  # fmt: skip
     small = {
         "eight columns": workload((), 8, 128),
@@ -86,6 +88,22 @@ class TestGPTQBlock(KernelSuite):
         np.testing.assert_array_equal(codes, expected)
         np.testing.assert_allclose(error, (w - (expected - zero) * scale) / 4, atol=1e-6)
 
+    @pytest.mark.parametrize("implementation", ["reference", "xla"])
+    def test_what_goes_is_zero_and_all_of_it_an_error(self, implementation):
+        """What stays, unrounded, leaves none but takes those of others on."""
+        w, u, scale, zero, group, keep = workload((), 16, 32, kept=0.5).arguments(jax.random.key(0))
+        values, error = gptq_block(
+            w, u, scale, zero, group, keep, grid=UNROUNDED, implementation=implementation
+        )
+        left = w - jnp.triu(u, 1).T @ error
+        np.testing.assert_allclose(values, jnp.where(keep, left, 0), atol=1e-5)
+        expected = jnp.where(keep, 0, left / jnp.diag(u)[:, None])
+        np.testing.assert_allclose(error, expected, atol=1e-5)
+        codes, _ = gptq_block(
+            w, u, scale, zero, group, keep, grid=Integers(bits=4), implementation=implementation
+        )
+        assert codes.dtype == jnp.uint8 and not codes[~keep].any()
+
     @pytest.mark.parametrize("implementation", ["reference", "xla", "interpret"])
     def test_what_is_below_the_diagonal_counts_as_zero(self, implementation):
         w, u, *rest = workload((), 16, 128).arguments(jax.random.key(0))
@@ -139,6 +157,7 @@ def test_a_thread_has_two_rows_where_every_sm_has_some_even_so(b, r, expected):
         (dict(c=8, r=128, dtype="bfloat16"), "takes w in float32, and w.dtype=bfloat16"),
         (dict(c=12, r=128), r"columns in multiples of 8 up to 128, and w.shape=\(12, 128\)"),
         (dict(c=136, r=128), r"columns in multiples of 8 up to 128, and w.shape=\(136, 128\)"),
+        (dict(c=8, r=128, kept=0.5), "takes blocks of which all numbers stay, and keep is given"),
         (dict(c=8, r=96), r"takes rows in multiples of 128, and w.shape=\(8, 96\)"),
     ],
 )
