@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from algorithms import minifloat
 from algorithms.elements import Element, Integer, NormalFloat, SmallFloat
 from algorithms.tensors.quantized import QuantizedTensor, load_scale
+from kernels.gptq_block import Functions, Integers
 
 FLOATS = ("float16", "bfloat16", "float32")
 POWERS = "float8_e8m0fnu"
@@ -78,6 +79,13 @@ class Format:
     @property
     def bits(self) -> int:
         return self.element.bits
+
+    @property
+    def points(self) -> Integers | Functions:
+        """What numbers are rounded onto, as `gptq_block` knows it."""
+        if isinstance(self.element, Integer):
+            return Integers(bits=self.bits, whole_zero=self.element.zero_dtype == "uint8")
+        return Functions(self.encode, self.decode)
 
     @property
     def needs_data(self) -> bool:

@@ -34,8 +34,9 @@ class LayerwiseMethod(NamedTuple):
     calibration runs. One that draws random numbers is `seeded`: its `compress` takes a key as
     third argument, each site its own. `notes(stats)` are numbers worth recording about a site, such
     as how many of its inputs are dead. `row_block` consecutive rows of a reader belong together
-    (None: all); readers are stacked only where each has whole blocks. The `observe` of a `paired`
-    method takes as third argument what the original model has in the place of x.
+    (None: all); readers are stacked only where each has whole blocks, and only while `stacked`: a
+    method that weighs a layer's rows against one another is not. The `observe` of a `paired` method
+    takes as third argument what the original model has in the place of x.
     """
 
     init: Callable[[int], Statistics] | None
@@ -48,6 +49,7 @@ class LayerwiseMethod(NamedTuple):
     notes: Callable[[Statistics], dict[str, Array]] | None = None
     row_block: int | None = 1
     paired: bool = False
+    stacked: bool = True
 
 
 class SiteTransform(NamedTuple):

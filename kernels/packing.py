@@ -1,4 +1,4 @@
-"""Codes of 2 to 8 bits packed into bytes: one little-endian bit stream along the last axis.
+"""Codes of 1 to 8 bits packed into bytes: one little-endian bit stream along the last axis.
 
 Code c occupies bits c·b to (c+1)·b - 1 of its row, so 8 codes fill exactly b bytes, two 4-bit codes
 share a byte with the first in the low half, and four bytes read as a little-endian int32 hold what

@@ -5,7 +5,10 @@ import math
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+
+from algorithms.tensors import BlockSparseTensor, QuantizedTensor, SparseTensor
 
 SMALL = 16  # of so few, each is compared with each
 
@@ -101,3 +104,34 @@ class Pattern:
         if self.block is not None:
             return self.of_rows(scores)
         return top(scores.reshape(-1), self.kept(math.prod(scores.shape))).reshape(scores.shape)
+
+    def tensor(
+        self,
+        w: Float[Array, "o i"] | QuantizedTensor,
+        mask: Bool[Array, "o i"],
+        *,
+        rows: bool = False,
+        count: int | None = None,
+        dtype: DTypeLike = "float16",
+    ) -> SparseTensor | BlockSparseTensor:
+        """What stays of a matrix, numbers as `dtype` or codes, without what goes.
+
+        rows: whether the mask is `of_rows`; else count is how many stay, by default `of_all`.
+        """
+        o, i = mask.shape
+        group = w.block[1] if isinstance(w, QuantizedTensor) else 0
+        if self.keep is not None and self.block is not None:
+            if BlockSparseTensor.fits(self.keep, self.block, group):
+                if isinstance(w, QuantizedTensor):
+                    return BlockSparseTensor.from_quantized(w, mask, self.keep, self.block)
+                return BlockSparseTensor.from_dense(w, mask, self.keep, self.block, dtype=dtype)
+            of_row: int | None = i // self.block * self.keep
+        else:
+            of_row = self.kept(i) if rows else None
+        if of_row is not None:
+            count = o * of_row
+        elif count is None:
+            count = self.kept(o * i)
+        if isinstance(w, QuantizedTensor):
+            return SparseTensor.from_quantized(w, mask, count, row_count=of_row)
+        return SparseTensor.from_dense(w, mask, count, row_count=of_row, dtype=dtype)

@@ -14,12 +14,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from algorithms import hessian
-from algorithms.elements import Integer
 from algorithms.formats import Format, Grid, integer
 from algorithms.hessian import HessianStats
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.tensors import QuantizedTensor
-from kernels.gptq_block import Functions, Integers, gptq_block
+from kernels.gptq_block import gptq_block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,6 @@ def _quantize_columns(
     """The loop over W's columns, given as rows (contiguous in memory), block by block."""
     (i, o), c = w.shape, format.block(w.T.shape)[1]
     b = _block_size(i if static else c, config.block_size)
-    points = _points(format)
 
     def quantize_block(carry, start):
         w, grid = carry
@@ -113,18 +111,11 @@ def _quantize_columns(
 
         block = lax.dynamic_slice(w, (start, 0), (b, o))
         of_block = lax.dynamic_slice(group, (start,), (b,))
-        codes, errors = gptq_block(block, u_block, scale, zero, of_block, grid=points)
+        codes, errors = gptq_block(block, u_block, scale, zero, of_block, grid=format.points)
         return (w - u_rows.T @ errors, grid), codes
 
     (_, grid), codes = lax.scan(quantize_block, (w, grid), jnp.arange(0, i, b))
     return codes.reshape(i, o), grid
-
-
-def _points(format: Format) -> Integers | Functions:
-    """What columns are rounded onto, as the kernel knows it."""
-    if isinstance(format.element, Integer):
-        return Integers(bits=format.bits, whole_zero=format.element.zero_dtype == "uint8")
-    return Functions(format.encode, format.decode)
 
 
 def _refit(w, grid: Grid, start, c, format: Format) -> Grid:

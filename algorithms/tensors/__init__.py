@@ -10,4 +10,6 @@ from algorithms.tensors.low_rank import SumTensor as SumTensor
 from algorithms.tensors.quantized import QuantizedTensor as QuantizedTensor
 from algorithms.tensors.quantized_input import QuantizedInput as QuantizedInput
 from algorithms.tensors.rotated import RotatedTensor as RotatedTensor
+from algorithms.tensors.sparse import BlockSparseTensor as BlockSparseTensor
+from algorithms.tensors.sparse import SparseTensor as SparseTensor
 from algorithms.tensors.trellis import TrellisTensor as TrellisTensor

@@ -10,12 +10,6 @@ from tests.algorithms.quantization import gptq_official
 from tests.algorithms.quantization import quip_sharp_official as official
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=7, i=48, n=96):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, i)) @ rng.normal(size=(i, i)) * np.exp(rng.normal(size=i) / 2)

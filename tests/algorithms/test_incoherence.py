@@ -13,12 +13,6 @@ from tests.algorithms import incoherence_official as official
 from tests.algorithms.integers import rtn
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed, o=24, i=48, outliers=True):
     """W with a few columns and single weights that stand out, and G of correlated activations."""
     rng = np.random.default_rng(seed)

@@ -16,12 +16,6 @@ UNIFORM = {2: 0.1188, 3: 0.03744, 4: 0.01154}
 encode = jax.jit(lattice.encode)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def normal(n, scale=1.0, seed=0):
     return scale * np.random.default_rng(seed).normal(size=(n, 8))
 

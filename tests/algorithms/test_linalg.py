@@ -11,12 +11,6 @@ from tests.algorithms import polar_official as official
 BANDS = {"jordan": (2e-3, 0.68, 1.21), "polar_express": (1e-3, 0.84, 1.13)}  # as documented
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def matrix(m, n, smallest=1e-3, seed=0):
     """Singular values from 1 down to `smallest`, evenly in their logarithm, then ‖·‖_F = 1."""
     rng = np.random.default_rng(seed)

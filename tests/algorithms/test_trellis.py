@@ -15,12 +15,6 @@ quantize = jax.jit(trellis.quantize, static_argnames="bits")
 viterbi = jax.jit(trellis.viterbi, static_argnames="bits")
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def sequences(seed, b, t):
     return np.random.default_rng(seed).normal(size=(b, t))
 

@@ -24,6 +24,8 @@ NO_PLACE = {
     tensors.TrellisTensor: "walks on a trellis; take algorithm=gptq or another with a format",
     tensors.RotatedTensor: "a rotation while the model runs; set rotation.online=[], which leaves "
     "the rotations that weights absorb",
+    tensors.SparseTensor: "weights without their zeros; export=safetensors writes them with",
+    tensors.BlockSparseTensor: "weights without their zeros; export=safetensors writes them with",
     tensors.DenseTensor: "rounding of the input of a weight that is not quantized",
 }
 

@@ -14,12 +14,6 @@ from tests.algorithms.adapters.test_lora import moved
 from tests.algorithms.quantization.learned_layers import dense, fit, gradients, layer, quantized
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_takes_the_official_steps(x64):
     """Factors and magnitudes at each of 12 steps; the norm is a constant to gradients."""
     w, x, y = layer()

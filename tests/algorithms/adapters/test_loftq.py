@@ -13,12 +13,6 @@ from tests.algorithms.adapters import loftq_official as official
 from tests.algorithms.quantization.learned_layers import dense, layer, quantized
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("rounds", [1, 5])
 def test_begins_where_the_official_code_does(x64, rounds):
     """The packed weight, the product, and factors up to the sign of each pair."""

@@ -21,12 +21,6 @@ from tests.algorithms.quantization.learned_layers import (
 )
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def moved(made, seed=0):
     """The same layer with factors that are not zero."""
     rng = np.random.default_rng(seed)

@@ -1,6 +1,5 @@
 """Dion2 against a port of the official code, its theory, Muon and gradient descent."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,12 +16,6 @@ STEPS_OF_THEIRS = [
     [c / official.ROOM**power for c, power in zip(FIRST, (1, 3, 5), strict=True)],
     *REST,
 ]
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,6 +1,5 @@
 """Hyperball against a port of the authors' code, its theory, and its optimizer alone."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,12 +9,6 @@ from algorithms.optimizers.hyperball import hyperball
 from algorithms.optimizers.matrices import orthogonal_momentum
 from tests.algorithms.optimizers import hyperball_official as official
 from tests.algorithms.optimizers.trajectories import SHAPES, STEPS, descend, gradient, run, start
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -18,12 +18,6 @@ kl_soap = functools.partial(kl_shampoo, augmented=True)
 BOTH = pytest.mark.parametrize("method", [kl_shampoo, kl_soap], ids=["kl_shampoo", "kl_soap"])
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @BOTH
 @pytest.mark.parametrize(
     "shape, ours, theirs, size",

@@ -15,12 +15,6 @@ STEPS = 24
 ALWAYS = dict(update_probability=1.0)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def draws(seed, shape, steps=STEPS):
     """(V, whether Q is balanced) of each step."""
     for count in range(steps):

@@ -14,12 +14,6 @@ from tests.algorithms.optimizers.trajectories import SHAPES, STEPS, gradient, ru
 from tests.algorithms.polar_official import newton_schulz, polar_express
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     "settings", [dict(), dict(nesterov=False), dict(weight_decay=0.1, momentum=0.8, beta2=0.5)]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -44,12 +43,6 @@ SIZE = {
     "col_norm": lambda w: np.sqrt((w**2).mean(0)).max(),
     "row_norm": lambda w: np.sqrt(w.shape[1]) * np.linalg.norm(w, axis=1).max(),
 }
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.mark.parametrize("shape", SHAPES)

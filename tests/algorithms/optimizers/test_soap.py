@@ -16,12 +16,6 @@ from tests.algorithms.optimizers.matrices import distances, gradients, orthogona
 STEPS = 15
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize(
     "shape, ours, theirs",
     [

@@ -24,12 +24,6 @@ search_codes = jax.jit(additive.search_codes, static_argnames="beam")
 fit_codebooks = jax.jit(additive.fit_codebooks, static_argnames="steps")
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=6, i=24, n=96, rank=12, noise=0.3):
     """W [o, i] and correlated inputs X [n, i]."""
     rng = np.random.default_rng(seed)

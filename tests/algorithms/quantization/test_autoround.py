@@ -25,12 +25,6 @@ from tests.algorithms.learning import (
 from tests.algorithms.quantization import autoround_official as official
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=5, i=24, n=40):
     """W [o, i], correlated inputs X [n, i] and targets Y [n, o] near X Wᵀ."""
     rng = np.random.default_rng(seed)

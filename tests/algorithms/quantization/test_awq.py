@@ -21,12 +21,6 @@ from tests.algorithms.quantization import scaled_blocks
 GROUP = 8
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=6, i=24, n=60, salient=3):
     """W [o, i] and correlated inputs X [n, i], the first channels of each group far larger.
 

@@ -22,12 +22,6 @@ from tests.algorithms.quantization.learned_layers import (
 )
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("bits", [2, 3])
 def test_takes_the_official_steps(x64, bits):
     """Weights, scales and zero points before each of 15; deviations 1 to 3 are left out."""

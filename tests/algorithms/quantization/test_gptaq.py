@@ -3,7 +3,6 @@
 The deviations are those of papers/gptaq.md.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,12 +14,6 @@ from tests.algorithms.integers import gptq, rtn
 from tests.algorithms.quantization import gptaq_official as official
 from tests.algorithms.quantization import gptq_official
 from tests.experiments import tiny
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def layer(seed=0, o=12, i=32, n=400, apart=0.4):

@@ -46,12 +46,6 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=7, i=48, n=96, rank=None):
     """W [o, i] and correlated inputs X [n, i].
 

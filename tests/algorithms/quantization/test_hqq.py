@@ -17,12 +17,6 @@ from tests.algorithms.quantization import hqq_official as official
 from tests.algorithms.quantization.test_gptq import equations
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def weights(seed=0, o=16, i=100, spread=1.0):
     """Heavy tails, off centre: what makes a group's range a poor guide to its zero point.
 

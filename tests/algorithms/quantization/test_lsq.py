@@ -17,12 +17,6 @@ from tests.algorithms.quantization import lsq_official as official
 from tests.algorithms.quantization.learned_layers import dense, fit, gradients, layer, loss, updated
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RealOffset(Integer):
     """Whose zero point is stored as it is: LSQ+'s offset, without deviation 2."""

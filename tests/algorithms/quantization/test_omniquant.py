@@ -18,12 +18,6 @@ from tests.algorithms.learning import PATHS, block, flows, layerwise_error, outp
 from tests.algorithms.quantization import omniquant_official as official
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=5, i=24, n=40):
     """W [o, i], whose groups of 8 have both signs (deviation 2), correlated X [n, i], and X Wᵀ."""
     rng = np.random.default_rng(seed)

@@ -23,12 +23,6 @@ from tests.algorithms.quantization.test_gptq import equations
 SMALL: dict[str, Any] = dict(state_bits=8, tile=8, row_block=8)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=16, i=64, n=96):
     """W [o, i] with heavy tails and correlated inputs X [n, i]."""
     rng = np.random.default_rng(seed)

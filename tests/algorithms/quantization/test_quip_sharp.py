@@ -21,12 +21,6 @@ quantize = jax.jit(quantize_rotated, static_argnames="config")
 process = jax.jit(incoherence.process, static_argnums=4)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=24, i=48, n=96):
     """W [o, i] and correlated inputs X [n, i]; 48 has a Hadamard matrix, of order 12 times 4."""
     rng = np.random.default_rng(seed)

@@ -18,12 +18,6 @@ from tests.algorithms.quantization import smoothquant_official as official
 INT8 = formats.integer(bits=8, group_size=None, symmetric=True, scale_dtype=None)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def layer(seed=0, o=6, i=24, n=60):
     """Two readers' weights [o, i] and inputs X [n, i] with outlier channels."""
     rng = np.random.default_rng(seed)

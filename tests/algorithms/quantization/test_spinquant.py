@@ -17,12 +17,6 @@ from algorithms.quantization.spinquant import cayley_sgd, learn_rotation
 from tests.algorithms.quantization import spinquant_official as official
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def orthogonal(seed, n):
     return jax.random.orthogonal(jax.random.key(seed), n)
 
