@@ -9,7 +9,7 @@ NAMES = {
     "eora": "EoRA", "gptaq": "GPTAQ",
     "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "omniquant": "OmniQuant", "qtip": "QTIP",
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
-    "spinquant": "SpinQuant", "svdquant": "SVDQuant",
+    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svdquant": "SVDQuant",
 }  # fmt: skip
 TRAINED = {
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
@@ -43,7 +43,11 @@ def step_label(step: Mapping[str, Any]) -> str:
         words.append(f"{step['codebooks']}x{step['codebook_bits']}")
     if "rank" in step:
         words.append(f"rank {step['rank']}")
-    if "format" in step and name not in ("awq", "spinquant"):  # which are not of weights
+    if step.get("block") is not None:
+        words.append(f"{step['keep']}:{step['block']}")
+    elif "sparsity" in step:
+        words.append(f"{100 * step['sparsity']:g} %")
+    if step.get("format") and name not in ("awq", "spinquant"):  # which are not of weights
         words += _format_words(step["format"])
     return " ".join(words)
 

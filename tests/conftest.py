@@ -4,6 +4,7 @@ Most of a test's time is their compilation, and most of that LLVM's optimization
 models never pays: it is left out.
 """
 
+import collections
 import gc
 import itertools
 import os
@@ -39,11 +40,25 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(
-                    pytest.mark.skip(reason="long, or much like another: run with --slow")
-                )
+        for item in [*others(items), *(i for i in items if i.get_closest_marker("slow"))]:
+            item.add_marker(pytest.mark.skip(reason="long, or much like another: run with --slow"))
+
+
+def others(items):
+    """Those of a test with `some` of its parameters that are none of them."""
+    tests = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("some"):
+            tests[item.path, item.parent.name, item.originalname].append(item)
+    for same in tests.values():
+        chosen = same[0].get_closest_marker("some").args
+        if isinstance(chosen[0], int):
+            count = min(chosen[0], len(same))
+            spread = {n * (len(same) - 1) // max(count - 1, 1) for n in range(count)}
+            yield from (item for n, item in enumerate(same) if n not in spread)
+        else:
+            assert any(item.callspec.id in chosen for item in same), same[0]
+            yield from (item for item in same if item.callspec.id not in chosen)
 
 
 def pytest_collection_finish():

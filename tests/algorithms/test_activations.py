@@ -192,6 +192,7 @@ def test_refuses_searches_that_look_at_activations(search):
 
 
 @pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.some(4)
 def test_every_choice_of_the_configuration_rounds(name):
     """A few percent of error at most, 32 channels to a scale; static ones store one number, which
     of nested scales is the divisor.

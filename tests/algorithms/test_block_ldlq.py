@@ -31,6 +31,7 @@ def damped(h, damping):
 
 
 @pytest.mark.parametrize(("columns", "damping"), [(1, 0.01), (8, 1e-4), (8, 1.0), (16, 0.01)])
+@pytest.mark.some(2)
 def test_equals_the_official_code(x64, columns, damping):
     w, h = layer(columns)
     regular = official.regularize(h, damping)

@@ -183,6 +183,7 @@ def test_the_graph_does_not_grow():
         (dict(k=2, init="best"), "init='best' must be one of 'k-means\\+\\+', 'random'"),
     ],
 )
+@pytest.mark.some(1)
 def test_refuses_what_means_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         kmeans(jax.random.key(0), jnp.ones((3, 2)), **options)

@@ -43,6 +43,7 @@ def format(request):
     return ALL[request.param]
 
 
+@pytest.mark.some(5)
 def test_a_tensor_stands_for_the_nearest_points(format):
     """No code of the grid lies nearer to a weight than its own."""
     w = jnp.asarray(weights())
@@ -60,6 +61,7 @@ def test_a_tensor_stands_for_the_nearest_points(format):
     assert (jnp.abs(dense - w) <= nearest * (1 + 1e-5) + 1e-7 * scale).all()
 
 
+@pytest.mark.some(5)
 def test_every_code_survives_packing(format):
     codes = jnp.tile(jnp.arange(2**format.bits, dtype=jnp.uint8), 512 // 2**format.bits + 1)[:384]
     codes = codes.reshape(2, 192)
@@ -67,6 +69,7 @@ def test_every_code_survives_packing(format):
     np.testing.assert_array_equal(tensor.codes(), codes)
 
 
+@pytest.mark.some(4)
 def test_jit_equals_eager_and_split_equals_rows(format):
     w = jnp.asarray(weights(o=48))
     eager, jitted = format.quantize(w), jax.jit(format.quantize)(w)
@@ -132,6 +135,7 @@ def test_nvfp4_is_the_published_two_level_format():
         ("e5m2", ml_dtypes.float8_e5m2),
     ],
 )
+@pytest.mark.some(2)
 def test_microscaling_is_ocps(element, dtype):
     """The scale is 2^(floor(log2(absmax)) - emax) of each 32; elements saturate."""
     w, form = weights(), MINIFLOATS[element]

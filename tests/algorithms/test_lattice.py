@@ -74,6 +74,7 @@ def test_a_point_is_its_own_nearest():
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.03, 2.5, 20.0])
+@pytest.mark.some(2)
 def test_encode_finds_the_nearest_of_all_points(x64, scale):
     """Inside the codebook and far outside of it."""
     x = normal(100, scale, seed=2)

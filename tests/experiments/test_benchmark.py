@@ -49,6 +49,7 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     assert all(row["peak_memory"] > 1e7 for row in rows)
 
 
+@pytest.mark.slow
 def test_large_shapes_pass_and_their_exports_evaluate_alike(tmp_path, monkeypatch):
     small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
     known = scale.MODELS["llama_3_8b"] | small | {"vocab_size": 300}

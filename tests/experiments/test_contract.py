@@ -27,6 +27,7 @@ ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml")
 
 # Beside the defaults: what a tiny model needs.
 TINY = {
+    "sparsegpt": ["algorithm/format=int", "algorithm.format.group_size=32"],
     "rtn": ["algorithm.format.group_size=32"],
     "gptq": ["algorithm.format.group_size=32"],
     "stochastic_rounding": ["algorithm.format.group_size=32"],
@@ -99,6 +100,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.some("gptq", "autoround", "qtip")
 def test_the_same_bytes_again_and_no_compilation_for_more_blocks(config, settings, tmp_path):
     """Bytes in other processes too: test_resume.py kills them. One program per shape, whatever the
     depth: learning loops included.
@@ -120,6 +122,7 @@ def test_a_compilation_is_noticed():
     assert len(found) == 1
 
 
+@pytest.mark.some("gptq", "autoround", "qtip")
 def test_only_a_seeded_method_depends_on_its_seed(config, settings, method):
     first = compress.run(config(*settings)).checkpoint
     other = compress.run(config(*settings, "seeds.method=1")).checkpoint
@@ -193,6 +196,7 @@ def test_one_window_of_two_tokens_is_enough_or_refused(config, settings):
         assert np.isfinite(record["metrics"]["perplexity"]["value"])
 
 
+@pytest.mark.some("rtn", "gptq", "autoround")
 def test_a_weight_that_is_not_finite_is_named(config, settings, tmp_path, monkeypatch):
     tensors = tiny.tensors()
     tensors["blocks.1.mlp.up.weight"][3, 4] = np.nan
@@ -201,6 +205,7 @@ def test_a_weight_that_is_not_finite_is_named(config, settings, tmp_path, monkey
         compress.run(config(*settings))
 
 
+@pytest.mark.some("rtn", "gptq", "autoround")
 def test_activations_that_are_not_finite_are_named(config, settings, method, monkeypatch):
     """float16 could not hold them either; weights are finite, their products are not."""
     tensors = tiny.tensors()
@@ -215,6 +220,7 @@ def test_activations_that_are_not_finite_are_named(config, settings, method, mon
         compress.run(config(*settings))
 
 
+@pytest.mark.some("gptq", "wanda", "autoround")
 def test_dead_inputs_are_recorded_and_named(config, settings, method, monkeypatch, capfd):
     tensors = tiny.tensors()
     tensors["blocks.0.mlp_norm.weight"][[2, 7]] = 0
@@ -228,6 +234,7 @@ def test_dead_inputs_are_recorded_and_named(config, settings, method, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["", " \n\n "])
+@pytest.mark.some("gptq-")
 def test_an_empty_text_is_refused(config, settings, tmp_path, text):
     configuration = config(*settings)
     (tmp_path / "text.txt").write_text(text)
@@ -249,12 +256,19 @@ SMALL = {
 }
 
 
+ONE_EACH = (
+    "rotation=quarot", "scaling=awq", "calibration=gptaq", "activations=int8_token",
+    "correction=lqer", "cache=fp8",
+)  # fmt: skip
+
+
 @pytest.fixture(params=STEPS)
 def around(request):
     rounding = ["algorithm=rtn", "algorithm.format.group_size=32"]
     return [*rounding, request.param, *SMALL.get(request.param, [])]
 
 
+@pytest.mark.some(*ONE_EACH)
 def test_a_step_gives_the_same_bytes_and_leaves_dead_inputs_finite(config, around, monkeypatch):
     tensors = tiny.tensors()
     tensors["blocks.0.mlp_norm.weight"][[2, 7]] = 0
@@ -271,6 +285,7 @@ def test_a_step_takes_one_window_of_two_tokens(config, around):
     assert np.isfinite(record["metrics"]["perplexity"]["value"])
 
 
+@pytest.mark.some(*ONE_EACH)
 def test_a_step_names_activations_that_are_not_finite(config, around, monkeypatch):
     """float16 could not hold them either; weights are finite, their products are not."""
     tensors = tiny.tensors()

@@ -54,6 +54,7 @@ def endpoint(url, **more):
 
 
 @pytest.mark.parametrize("bos", ["shown", "hidden"])
+@pytest.mark.some(1)
 def test_completions_get_the_scores_that_the_model_gets_here(source, bos):
     with serving(Model(source, bos=bos)) as url:
         found = goldens.asked(endpoint(url, concurrent=2), "choices")
@@ -72,6 +73,7 @@ def test_a_prefix_stands_where_nothing_else_does(source, url):
 
 
 @pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.some(1)
 def test_answers_are_those_of_the_model(url, model, chat):
     del model.asked[:]
     found = goldens.asked(endpoint(url, chat=chat), "answers")

@@ -165,6 +165,7 @@ def small(tmp_path):
     ],
     ids=lambda overrides: " ".join(overrides).removeprefix("experiment="),
 )
+@pytest.mark.some(2)
 def test_an_experiment_runs_from_end_to_end(small, overrides):
     record = compress.run(compose(*overrides, *small)).record
     assert record["status"] == "finished"

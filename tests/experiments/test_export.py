@@ -51,6 +51,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("settings", [RTN, GPTQ, CACHED])
+@pytest.mark.some(1)
 def test_it_holds_what_the_checkpoint_holds(finished, settings):
     done = finished(*settings)
     source, checkpoint = open_source(done.folder / PLACE), open_source(done.checkpoint)
@@ -111,6 +112,7 @@ def test_it_leaves_the_run_what_it_is(config):
 @pytest.mark.parametrize(
     "part, when", [("blocks.1", "before"), ("blocks.1", "after"), ("norm", "before")]
 )
+@pytest.mark.some(1)
 def test_an_interrupted_run_ends_with_the_same_bytes(config, finished, monkeypatch, part, when):
     original = FolderWriter.write
 
@@ -181,6 +183,7 @@ def test_a_killed_process_loses_nothing(tmp_path, config, finished):
         (["export=safetensors", "cache=fp8"], "no place for the scales of keys and values"),
     ],
 )
+@pytest.mark.some(3)
 def test_what_it_cannot_hold_is_refused_before_anything_is_computed(
     config, tmp_path, monkeypatch, settings, sentence
 ):

@@ -41,6 +41,7 @@ def write_model(folder, family):
 
 
 @pytest.mark.parametrize("family", [family for family in RAW if family != "bert"])
+@pytest.mark.some(2)
 def test_a_model_of_each_kind_is_compressed_and_evaluated(family, config, tmp_path):
     model = write_model(tmp_path / family, family)
     method = ["algorithm=gptq", "algorithm.format.group_size=16", "bits=8"]
@@ -62,6 +63,7 @@ def test_a_model_of_each_kind_is_compressed_and_evaluated(family, config, tmp_pa
             np.testing.assert_allclose(found, alive * w, atol=0.02 * np.abs(w).max())
 
 
+@pytest.mark.slow
 def test_an_encoder_is_compressed_and_measured(config, tmp_path):
     model = write_model(tmp_path / "bert", "bert")
     (tmp_path / "bert" / "tokenizer_config.json").write_text(

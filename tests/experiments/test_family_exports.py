@@ -14,6 +14,7 @@ GRID = ["algorithm=rtn", "bits=4", "algorithm.format.group_size=16"]
 
 @pytest.mark.parametrize("family", ["phi3", "qwen2_moe", "gemma2"])
 @pytest.mark.parametrize("form", ["compressed_tensors", "gptq"])
+@pytest.mark.some(2)
 def test_joined_layers_and_experts_come_back(family, form, config, tmp_path):
     model = write_model(tmp_path / family, family)
     done = compress.run(config(*model, *GRID, f"export={form}"))
@@ -33,6 +34,7 @@ def test_joined_layers_and_experts_come_back(family, form, config, tmp_path):
 @pytest.mark.parametrize(
     ("family", "measure"), [("gpt2", "perplexity"), ("opt", "perplexity"), ("bert", "similarity")]
 )
+@pytest.mark.some(1)
 def test_dense_exports_of_any_family_evaluate_as_the_checkpoint(family, measure, config, tmp_path):
     model = [*write_model(tmp_path / family, family), f"evaluation={measure}"]
     done = compress.run(config(*model, *GRID, "export=safetensors", "export.dtype=float32"))

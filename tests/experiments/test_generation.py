@@ -61,6 +61,7 @@ def test_prompts_of_any_length_are_continued_together(model):
 
 
 @pytest.mark.parametrize("element", ["fp8", "int8"])
+@pytest.mark.some(1)
 def test_a_rounded_cache_holds_codes_and_changes_nothing(model, element):
     """What is generated over codes is the argmax of the whole pass, which rounds to them."""
     rounding = nnx.clone(model)
@@ -131,6 +132,7 @@ def test_text_comes_from_packed_weights(source, tmp_path):
         (dict(max_tokens=200), "exceed the model's context of 128"),
     ],
 )
+@pytest.mark.some(1)
 def test_a_prompt_that_does_not_fit_is_refused(model, mistake, sentence):
     with pytest.raises(UserError, match=sentence):
         run(model, **mistake)

@@ -29,6 +29,7 @@ def case(seed=0):
 
 @pytest.mark.parametrize("clip", [100.0, 0.8])
 @pytest.mark.parametrize("share", [0.2, 0.0])
+@pytest.mark.some(2)
 def test_equals_the_official_code(x64, share, clip):
     """Rewards, weights, advantages and the two losses, of masked and unequal sequences."""
     for seed in range(10):

@@ -27,6 +27,7 @@ def codec(k, **settings):
 
 @pytest.mark.parametrize("vocabulary", [60, 1 << 16, 128256])
 @pytest.mark.parametrize("values", VALUES)
+@pytest.mark.some(5)
 def test_its_size_is_what_its_arrays_hold(values, vocabulary):
     method = top_k_logits.top_k_logits(k=50, values=values)
     kept = jax.jit(method.encode)(logits(rows=(1, 2), vocabulary=vocabulary)[0])
@@ -87,6 +88,7 @@ def test_the_kl_from_the_teacher_falls_with_k_to_0():
 
 
 @pytest.mark.parametrize("values", VALUES)
+@pytest.mark.some(2)
 def test_every_kind_of_values_falls_too_but_for_what_it_rounds(values):
     t, _ = logits()
     found = []

@@ -39,6 +39,7 @@ def test_deviation_1_all_windows_count_alike():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [1, 4, 9])
+@pytest.mark.some(2)
 def test_leaves_the_discarded_singular_values_and_no_other_correction_less(shape, rank):
     e, x = layer(3, *shape)
     tensor, _ = compress(eora(rank=rank)(losing(e)), 0 * e, x)
@@ -80,6 +81,7 @@ def test_statistics_that_the_method_has_are_not_gathered_twice():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("inner", [rtn(bits=3, group_size=10), gptq(bits=3, group_size=10)])
+@pytest.mark.some(2)
 def test_finite_on_dead_inputs_zero_rows_and_zero_layers(shape, inner):
     """Where the official code divides by the roots of zero eigenvalues."""
     w, x = layer(5, *shape)

@@ -31,6 +31,7 @@ BOTH = pytest.mark.parametrize("method", [kl_shampoo, kl_soap], ids=["kl_shampoo
          dict(precondition_frequency=4, betas=(0.9, 0.5), max_clamp_value=11), 1e-3),
     ],
 )  # fmt: skip
+@pytest.mark.some(3)
 def test_its_steps_are_those_of_the_official_code(x64, method, shape, ours, theirs, size):
     grads = size * gradients(shape, STEPS)
     port = official.KL(shape, using_klsoap=method is kl_soap, **theirs)

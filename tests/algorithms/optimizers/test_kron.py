@@ -50,6 +50,7 @@ def balancing(steps=STEPS // 2):
         ((7,), dict(min_ndim_triangular=1), dict(min_ndim_triangular=1)),
     ],
 )  # fmt: skip
+@pytest.mark.some(3)
 def test_its_steps_are_those_of_the_jax_version(x64, shape, ours, theirs):
     grads, seed = 0.1 * gradients(shape, STEPS), balancing()
 

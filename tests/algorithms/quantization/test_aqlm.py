@@ -69,6 +69,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize(("m", "beam"), [(1, 1), (2, 1), (2, 2), (2, 5), (3, 3)])
+@pytest.mark.some(4)
 def test_the_search_equals_the_official_beam_search(x64, m, beam, shuffled):
     w, gram, codes, tables, scale = problem(10 * m + beam, m=m)
     order = np.random.default_rng(beam).permutation(6) if shuffled else np.arange(6)
@@ -180,6 +181,7 @@ def test_the_start_is_k_means_of_normalized_groups_on_what_was_left(x64):
 
 
 @pytest.mark.parametrize("config", [dict(), dict(codebooks=3, beam=2, codebook_bits=9)])
+@pytest.mark.some(1)
 def test_what_is_stored_is_what_was_searched(config):
     """Codes belong to codebooks and scales as float16 has them: another pass finds little."""
     w, x = layer(6)

@@ -55,6 +55,7 @@ def exact(bits, symmetric):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.some(3)
 def test_rounds_as_the_official_code(x64, bits, symmetric):
     w, *_ = layer(bits)
     p = drawn(w)
@@ -108,6 +109,7 @@ def test_the_port_moves_as_its_forward_pass_does(symmetric):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.some(2)
 def test_takes_the_official_steps(x64, bits, symmetric):
     """Every parameter, loss and gradient of eight steps. V stays clear of its box (deviation 2),
     and ranges begin below one, where the largest weight of a symmetric group is on no tie.
@@ -182,6 +184,7 @@ def learned(method, paths=PATHS, seed=0):
 
 
 @pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.some(1)
 def test_leaves_less_error_in_the_blocks_output_than_rounding_and_gptq(bits):
     grid = dict(bits=bits, group_size=8)
     method = autoround(format=integer(**grid), steps=100, batch=6, range_learning_rate=0.002)

@@ -55,6 +55,7 @@ def test_takes_the_official_steps(x64, bits):
 
 
 @pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.some(1)
 def test_leaves_less_error_in_the_blocks_output_than_rounding(bits):
     grid = dict(bits=bits, group_size=None)
     inputs = flows()
@@ -89,6 +90,7 @@ FORMATS = {"int": integer(bits=3, group_size=8), "nf4": formats.nf4(group_size=8
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.some(2)
 def test_steps_of_a_packed_weight_have_the_gradients_of_finite_differences(format):
     """The output is linear in each: what an end-to-end phase learns is smooth."""
     w, x, y = (jnp.float32(a) for a in layer(5))

@@ -64,6 +64,7 @@ def test_the_port_is_gptq_where_nothing_was_lost():
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
+@pytest.mark.some(2)
 def test_loses_less_than_the_official_code(x64, bits, alpha):
     """Its columns make up for one another's inputs in one direction only (deviation 1)."""
     for seed in range(3):
@@ -143,6 +144,7 @@ def test_what_does_not_compose_is_refused(tmp_path, more, sentence):
         compress.run(tiny.config(tmp_path, *GPTAQ, *more))
 
 
+@pytest.mark.slow
 def test_a_model_comes_nearer_to_the_original(tmp_path):
     """The last block's output, on the windows it was calibrated on: by losses of held-out ones."""
     settings = ["algorithm=gptq", "bits=2", *GPTAQ[1:], "data.calibration=48", "data.heldout=16"]

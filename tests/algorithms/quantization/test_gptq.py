@@ -85,6 +85,7 @@ def assert_same(tensor, expected):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.some(14)
 def test_equals_the_official_code(x64, layout, bits, symmetric):
     w, x = layer(bits)
     h = official.hessian(x)
@@ -95,6 +96,7 @@ def test_equals_the_official_code(x64, layout, bits, symmetric):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.some(4)
 def test_search_by_weights_is_the_official_mse_option(x64, layout, symmetric):
     w, x = layer(1)
     h = official.hessian(x)
@@ -105,6 +107,7 @@ def test_search_by_weights_is_the_official_mse_option(x64, layout, symmetric):
 
 @pytest.mark.parametrize("damping", [1e-4, 0.05, 1.0])
 @pytest.mark.parametrize("layout", ["current groups", "static groups, ordered"])
+@pytest.mark.some(2)
 def test_equals_the_official_code_at_every_damping(x64, layout, damping):
     w, x = layer(2)
     h = official.hessian(x)
@@ -128,6 +131,7 @@ def test_equals_the_official_code_with_dead_inputs(x64, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.some(2)
 def test_deviation_5_ties_at_minus_the_largest_magnitude_are_worth_the_same(x64, layout):
     """-(2^bits - 1)/2 scales lie between codes 0 and 1: either is as near, rounding decides."""
     w = np.full((1, 48), -1.0)
@@ -238,6 +242,7 @@ def test_a_diagonal_hessian_gives_plain_rounding(order):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("order", [False, True])
+@pytest.mark.some(2)
 def test_trades_weight_error_for_output_error(bits, order):
     """Against rounding on the same static grid: farther from W, nearer to W X."""
     w, x = layer(bits, o=16, rank=24)

@@ -70,6 +70,7 @@ def test_takes_the_steps_of_the_published_offsets(x64, bits):
 
 
 @pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.some(1)
 def test_inputs_take_the_steps_of_the_published_code(bits):
     """In float32, as they are stored; N is the number of channels."""
     w, x, y = layer(bits)
@@ -130,6 +131,7 @@ def test_gradients_of_steps_with_fixed_codes_are_those_of_finite_differences(x64
     "format", [integer(bits=2, group_size=16, symmetric=True), integer(bits=2, group_size=16),
                formats.nf4(group_size=16), formats.nvfp4()], ids=str
 )  # fmt: skip
+@pytest.mark.some(2)
 def test_a_learned_layer_loses_less_than_rounding(format):
     w, x, y = (jnp.float32(a) for a in layer(1, n=200))
     rounded = format.quantize(w).dequantize()

@@ -83,6 +83,7 @@ def test_the_optimizer_is_adamw_whatever_the_size_of_the_loss():
 
 
 @pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.some(1)
 def test_leaves_less_error_in_the_blocks_output_than_rounding(bits):
     grid = dict(bits=bits, group_size=None)
     inputs = flows()

@@ -53,6 +53,7 @@ def rounded(w, bits, group_size):
 
 
 @pytest.mark.parametrize(("bits", "damping"), [(2, 0.01), (2, 1.0), (3, 1e-3), (4, 0.01)])
+@pytest.mark.some(2)
 def test_equals_the_official_code_on_rotated_weights(x64, bits, damping):
     w, x = layer(bits)
     config = QuIPSharpConfig(bits=bits, damping=damping)
@@ -85,6 +86,7 @@ def test_is_the_rotated_problem_rotated_back(x64):
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.some(1)
 def test_beats_rounding_at_more_bits(seed):
     """2 bits and 1/3 for each row's scale against 2 bits and 32 for each group of 16."""
     w, x = layer(seed)

@@ -32,6 +32,7 @@ def quantized(w, **grid) -> Any:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [None, 12, 48])
 @pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.some(14)
 def test_equals_the_official_quantizer(bits, group_size, symmetric, search):
     w = weights(bits)
     with jax.enable_x64(True):
@@ -52,6 +53,7 @@ def test_needs_no_data():
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("scale_dtype", [None, "float16", "bfloat16", "float32"])
+@pytest.mark.some(3)
 def test_no_weight_moves_by_more_than_its_range_allows(symmetric, scale_dtype):
     """Half a scale inside; the ends pay for an integer zero point and a rounded scale."""
     w = weights().astype(np.float32)

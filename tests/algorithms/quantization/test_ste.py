@@ -61,6 +61,7 @@ def test_every_method_begins_at_the_codes_of_a_packed_layer(format):
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.some(8)
 def test_a_weight_has_the_gradient_of_what_it_is_rounded_to(format):
     w, x, y = (jnp.float32(a) for a in layer(1))
     made = ste(format=format).make(dense(w), jax.random.key(0))

@@ -93,6 +93,7 @@ def test_the_key_alone_decides():
 
 
 @pytest.mark.parametrize("bits", [3, 4, 6])
+@pytest.mark.some(1)
 def test_doubles_the_squared_error_of_the_nearest(bits):
     """s²/6 against s²/12 where weights lie anywhere between grid points alike."""
     w = np.random.default_rng(bits).uniform(-1, 1, size=(256, 512)).astype(np.float32)

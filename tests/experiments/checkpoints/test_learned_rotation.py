@@ -36,6 +36,7 @@ def unturned(source):
 
 
 @pytest.mark.parametrize("windows", [None, (4, None)])
+@pytest.mark.some(1)
 def test_the_loss_is_that_of_the_turned_model_with_rounded_inputs(windows):
     """With 8 bits, so that a tie which falls the other way hardly counts."""
     source, rotation = InMemory(change(windows=windows, mlp_bias=True)), quarot()

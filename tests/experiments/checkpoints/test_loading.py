@@ -45,6 +45,7 @@ def filled_by_hand(source):
     return model
 
 
+@pytest.mark.some(1)
 def test_the_model_is_what_the_source_says(source):
     tokens = jnp.arange(10)[None] * 5 % source.config.vocabulary
     expected = filled_by_hand(source)(tokens)

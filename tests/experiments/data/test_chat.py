@@ -20,6 +20,7 @@ from experiments.data import chat
         ("{{ '\\ud800' }}", "surrogates not allowed"),
     ],
 )
+@pytest.mark.some(4)
 def test_a_hostile_template_is_stopped(template, sentence, monkeypatch):
     with pytest.raises(ValueError, match=sentence):
         chat.render(template, {})

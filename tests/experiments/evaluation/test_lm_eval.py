@@ -37,6 +37,7 @@ def config(folder, *more, name="evaluate"):
 
 
 @pytest.mark.parametrize("case", goldens.CASES)
+@pytest.mark.some(2)
 def test_answers_are_those_of_the_hugging_face_backend(source, case):
     """Log-likelihoods with their greediness, with examples in front, of contexts that are cut, in
     windows; and generated texts."""

@@ -15,6 +15,7 @@ from tests.experiments.checkpoints.synthetic import CONFIG
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("chunk", [1, 3, 8])
+@pytest.mark.some(2)
 def test_it_is_the_mean_loss_of_the_whole_model(tmp_path, tied, chunk):
     config = dataclasses.replace(CONFIG, tied_embeddings=tied)
     source = tiny.model(tmp_path, config)

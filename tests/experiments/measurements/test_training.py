@@ -78,6 +78,7 @@ def test_what_is_lost_falls_with_what_is_kept(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_widths_are_those_of_both_parametrizations(tmp_path):
     run = [o for o in settings(tmp_path) if not o.startswith(("model.hidden", "model.head_size"))]
     asked = {"run": run, "base": {"hidden": 16, "head_size": 8}, "widths": [16, 32], "seeds": [0],
