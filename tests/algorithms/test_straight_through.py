@@ -59,6 +59,7 @@ def test_what_is_computed_is_what_is_stored(format, compiled):
     assert (np.asarray(found.dense) != np.asarray(format.quantize(w).dequantize())).any()
 
 
+@pytest.mark.some(2)
 def test_every_range_is_reached_by_a_finite_gradient(format):
     w = weight(3)
     target = w + 0.1 * jax.random.normal(jax.random.key(0), w.shape)

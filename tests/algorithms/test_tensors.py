@@ -20,6 +20,7 @@ def tensor(o=6, i=24, bits=3, symmetric=False, group_size=8, scale_dtype="float1
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.some(5)
 def test_dequantize_is_scale_times_code_minus_zero(bits, symmetric):
     q, _ = tensor(bits=bits, symmetric=symmetric)
     codes = np.asarray(q.codes(), np.float64)

@@ -71,6 +71,7 @@ def plainly(parts, examples):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.some(2)
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(masked, accumulate):
     parts, examples = training.take_apart(model()), batch(masked=masked)
     close(gradient(parts, examples, accumulate=accumulate), plainly(parts, examples))

@@ -60,6 +60,7 @@ def test_a_wider_model_has_smaller_matrices_and_logits():
 
 
 @pytest.mark.parametrize("parametrized", [True, False])
+@pytest.mark.some(1)
 def test_sizes_do_not_depend_on_the_width(parametrized):
     """After four steps at a rate that a base model bears well; without muP they grow."""
     tokens = np.random.default_rng(0).integers(0, 64, size=(8, 17))

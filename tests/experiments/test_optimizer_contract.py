@@ -122,6 +122,7 @@ def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(lambda: tree))
 
 
+@pytest.mark.some(11)
 def test_it_is_the_same_jitted_as_eager(optimizer, params):
     with jax.disable_jit(False):
         same(run(optimizer, params)[0], run(optimizer, params, jitted=False)[0], 2e-5)
@@ -135,6 +136,7 @@ def test_it_follows_a_schedule(name, params):
     assert shapes(after) == shapes(params)
 
 
+@pytest.mark.some(15)
 def test_it_takes_plain_pytrees_as_it_takes_nnx(optimizer, params):
     same(run(optimizer, nnx.to_pure_dict(params))[0], run(optimizer, params)[0])
 
@@ -151,6 +153,7 @@ def test_structure_and_dtypes_are_kept(optimizer, params):
         assert weak == [getattr(x, "weak_type", False) for x in jax.tree.leaves(state)]
 
 
+@pytest.mark.some(15)
 def test_masked_leaves_are_left_alone(optimizer, params):
     """Of every second leaf: the others move as they do alone."""
     half = jax.tree.unflatten(

@@ -163,6 +163,7 @@ def rounds_inputs(case):
     return any(getattr(surgery.find(case.model, p), "inputs", None) for p in case.paths)
 
 
+@pytest.mark.some(8)
 def test_it_begins_as_the_model_that_it_is_put_on(case):
     """A packed one's weights as they are; a dense one's to what rounding loses, if anything."""
     if not rounds_inputs(case) and case.packed:
@@ -197,6 +198,7 @@ def test_steps_are_traced_once_and_keep_dtypes(case):
     assert aspects(state.buffers) == aspects(case.parts.buffers)
 
 
+@pytest.mark.some(8)
 def test_it_computes_with_what_it_finishes_as(case, tmp_path):
     """Trained, finished, saved and read again: the same logits."""
     state, _ = trained(case)
@@ -220,6 +222,7 @@ def tokenizer() -> Tokenizer:
     return byte_tokenizer()
 
 
+@pytest.mark.some(6)
 def test_it_takes_a_step_in_bfloat16(case):
     """What is rounded is rounded from its own dtype: losses are finite, dtypes stay."""
     state = step(case, begun(case), dtype="bfloat16")

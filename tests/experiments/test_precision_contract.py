@@ -64,6 +64,7 @@ def stepped(parts, state, seed=0, objective=OBJECTIVE, **settings):
 
 
 @pytest.mark.parametrize("settings", [{}, dict(dtype="bfloat16"), dict(accumulate=2)])
+@pytest.mark.some(4)
 def test_it_learns_in_one_program_and_its_own_dtypes(parts, settings):
     state = begun(parts)
     first, losses, programs = shapes(state), [], set()
@@ -77,6 +78,7 @@ def test_it_learns_in_one_program_and_its_own_dtypes(parts, settings):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.some(2)
 def test_its_gradients_are_rounded_ones(parts):
     """Near those of the plain model, and others."""
     plain = training.take_apart(Decoder(SMALL, rngs=nnx.Rngs(0)))

@@ -73,6 +73,7 @@ def interrupt(monkeypatch, part, error, *, when="before"):
         ([*AIMED, "cache=int8"], "blocks.1", "before"),
     ],
 )
+@pytest.mark.some(4)
 def test_an_interrupted_run_ends_with_the_same_bytes(
     config, undisturbed, monkeypatch, settings, part, when
 ):

@@ -95,6 +95,7 @@ def test_structure_and_dtypes_are_kept(optimizer, params):
         assert weak == [getattr(x, "weak_type", False) for x in jax.tree.leaves(state)]
 
 
+@pytest.mark.some(1)
 def test_masked_leaves_are_left_alone(optimizer, params):
     """In two steps, of which one may be for the masks alone."""
     half = jax.tree.unflatten(

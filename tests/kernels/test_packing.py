@@ -19,6 +19,7 @@ def naive_pack(codes, bits):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("columns", [1, 7, 8, 9, 24, 131])
+@pytest.mark.some(12)
 def test_pack_is_the_little_endian_stream_and_unpack_its_inverse(bits, columns):
     codes = np.random.default_rng(bits).integers(0, 2**bits, (3, columns), np.uint8)
     packed = packing.pack(jnp.asarray(codes), bits)

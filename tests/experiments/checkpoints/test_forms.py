@@ -8,6 +8,8 @@ import pytest
 from algorithms import formats, tensors
 from algorithms.activations import quantized_inputs
 from algorithms.low_rank.eora import eora
+from algorithms.pruning.sparsegpt import sparsegpt
+from algorithms.pruning.wanda import wanda
 from algorithms.quantization.aqlm import aqlm
 from algorithms.quantization.gptq import gptq
 from algorithms.quantization.qtip import qtip
@@ -27,6 +29,9 @@ METHODS = {
     "quip_sharp": quip_sharp(bits=3),
     "qtip": qtip(bits=2, state_bits=8),
     "aqlm": aqlm(codebooks=1, codebook_bits=4, rounds=1),
+    "wanda": wanda(),
+    "sparsegpt": sparsegpt(format=formats.integer(bits=3)),
+    "blocks": sparsegpt(keep=2, block=4, format=formats.nvfp4()),
 }
 
 
@@ -55,7 +60,8 @@ def test_a_tensor_comes_back_as_it_was(name, tmp_path):
     assert found.storage_bits() == tensor.storage_bits()
 
 
-@pytest.mark.parametrize("name", ["aqlm", "static activations", "qtip"])
+@pytest.mark.parametrize("name", ["aqlm", "static activations", "qtip", "wanda"])
+@pytest.mark.some("qtip", "wanda")
 def test_weights_of_experts_come_back_too(name, tmp_path):
     tensor, x = compressed(METHODS[name])
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), tensor)

@@ -15,7 +15,7 @@ from experiments.checkpoints import huggingface, shards
 from experiments.errors import UserError
 from experiments.measurements.hostile import campaign, corpus, gguf_edits, mutations, target, worker
 
-SETTINGS = {"files": 240, "seconds": 20.0, "memory": 1 << 31}
+SETTINGS = {"files": 120, "seconds": 20.0, "memory": 1 << 31}
 
 
 @pytest.fixture(scope="module")

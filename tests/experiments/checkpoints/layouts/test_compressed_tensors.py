@@ -89,6 +89,7 @@ def assert_equal(found, expected):
     [((33, 70), 14, bits) for bits in range(2, 9)]
     + [((7, 64), 16, 4), ((5, 36), 12, 3), ((1, 33), None, 5), ((6, 50), None, 8), ((4, 1), 1, 3)],
 )
+@pytest.mark.some(6)
 def test_integers_come_back_bit_for_bit(shape, group, bits, symmetric):
     """Widths that fill int32 words, and widths that do not."""
     tensor = formats.integer(bits=bits, group_size=group, symmetric=symmetric).quantize(
@@ -114,6 +115,7 @@ def test_integers_of_tensors_and_blocks_come_back(rows, columns, symmetric):
 
 @pytest.mark.parametrize("shape", [(7, 64), (130, 192)])
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.some(4)
 def test_small_floats_come_back_bit_for_bit(name, shape):
     tensor = SMALL[name].quantize(weight(*shape))
     assert_equal(again(tensor), tensor)
@@ -127,6 +129,7 @@ def test_cut_off_blocks_are_those_that_other_layers_have():
 
 
 @pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.some(3)
 def test_rounded_inputs_come_back(name, bits=4):
     format, dynamic = INPUTS[name]
     x = jnp.asarray(np.random.default_rng(3).normal(size=(40, 64)) + 0.3, jnp.float32)

@@ -56,6 +56,7 @@ def test_every_grid_finds_its_block(name, bits, i, group, symmetric):
 
 
 @pytest.mark.parametrize("kind", [k for k in INTEGERS if k not in (Type.Q4_1, Type.Q5_1)])
+@pytest.mark.some(4)
 def test_every_block_holds_what_it_can(kind):
     for bits in (2, 3, 4, 5, 6, 8):
         for symmetric in (True, False):

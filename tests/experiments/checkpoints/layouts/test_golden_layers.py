@@ -30,6 +30,7 @@ def read(name):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.some(8)
 def test_a_weight_is_what_the_library_unpacks(name):
     dense = arrays(name)[1]
     found = read(name)[0].dequantize()
@@ -49,6 +50,7 @@ def test_we_write_the_very_arrays(name):
 
 
 @pytest.mark.parametrize("name", [n for n in SCHEMES if SCHEMES[n]["input_activations"]])
+@pytest.mark.some(3)
 def test_an_input_is_rounded_as_the_library_does(name):
     rounded, tensor = arrays(name)[2], read(name)[0]
     assert isinstance(tensor, QuantizedInput)
