@@ -7,9 +7,10 @@ from typing import Any
 NAMES = {
     "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "efficient_qat": "EfficientQAT",
     "eora": "EoRA", "gptaq": "GPTAQ",
-    "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "omniquant": "OmniQuant", "qtip": "QTIP",
+    "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "magnitude": "Magnitude",
+    "omniquant": "OmniQuant", "qtip": "QTIP",
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
-    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svdquant": "SVDQuant",
+    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svdquant": "SVDQuant", "wanda": "Wanda",
 }  # fmt: skip
 TRAINED = {
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
