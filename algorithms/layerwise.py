@@ -36,7 +36,8 @@ class LayerwiseMethod(NamedTuple):
     as how many of its inputs are dead. `row_block` consecutive rows of a reader belong together
     (None: all); readers are stacked only where each has whole blocks, and only while `stacked`: a
     method that weighs a layer's rows against one another is not. The `observe` of a `paired` method
-    takes as third argument what the original model has in the place of x.
+    takes as third argument what the original model has in the place of x. `compress_sparse(w, mask,
+    stats)` is `compress` for a weight of which only a part is left: elsewhere it is zero and stays.
     """
 
     init: Callable[[int], Statistics] | None
@@ -50,6 +51,7 @@ class LayerwiseMethod(NamedTuple):
     row_block: int | None = 1
     paired: bool = False
     stacked: bool = True
+    compress_sparse: Callable[..., CompressedTensor] | None = None
 
 
 class SiteTransform(NamedTuple):
@@ -96,6 +98,7 @@ def beside(
         init=lambda i: WithOwn(method.init and method.init(i), init(i)),
         observe=both,
         compress=lambda w, stats, *key: method.compress(w, stats.inner, *key),
+        compress_sparse=None,  # asked of the method itself alone
         error=lambda w, approximation, stats: method.error(w, approximation, stats.inner),
         notes=None if notes is None else lambda stats: notes(stats.inner),
     )

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from algorithms.blockwise import BlockwiseMethod
 from algorithms.layerwise import LayerwiseMethod
+from algorithms.pruning.pruned import pruned
 from experiments.configuration import did_you_mean
 from experiments.entry import build
 from experiments.errors import UserError
@@ -16,7 +17,7 @@ from experiments.recipes import ENDS, Method, Recipe, Rule, looks_at_data
 from models.config import DecoderConfig
 from models.decoder import readers
 
-RULE = ("match", "algorithm", "activations", "correction")
+RULE = ("match", "pruning", "algorithm", "activations", "correction")
 
 
 def build_recipe(config: DictConfig, model: DecoderConfig) -> Recipe:
@@ -72,8 +73,7 @@ def _rule(config: DictConfig, number: int, rule: Any) -> Rule:
 
 def _method(config: DictConfig, rule: Mapping[str, Any]) -> Method | None:
     """The algorithm and what goes around it, a rule's settings in place of the configuration's."""
-    nodes = {step: _merged(config, step, rule) for step in ("algorithm", "activations",
-                                                            "correction")}  # fmt: skip
+    nodes = {step: _merged(config, step, rule) for step in RULE[1:]}
     if nodes["algorithm"] is None:
         return None
     return _instantiate(OmegaConf.create(nodes))
@@ -97,6 +97,14 @@ def _made(yaml: str) -> Method:
     nodes = OmegaConf.create(yaml)
     assert isinstance(nodes, DictConfig)
     method = build(nodes, "algorithm")
+    if nodes["pruning"]:
+        pruner = build(nodes, "pruning")
+        if not isinstance(method, LayerwiseMethod) or not isinstance(pruner, LayerwiseMethod):
+            raise UserError(
+                "pruning goes before an algorithm that takes one layer at a time, and both have to "
+                f"be such: {nodes.pruning._target_} and {nodes.algorithm._target_}."
+            )
+        method = pruned(pruner, method)
     for step in ("activations", "correction"):
         if not nodes[step]:
             continue

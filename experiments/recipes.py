@@ -5,6 +5,7 @@ A recipe's steps are groups of the configuration, taken in this order:
     rotation     of the whole model, which computes as before (QuaRot, SpinQuant)
     scaling      of each site's channels, which computes as before (SmoothQuant, AWQ)
     calibration  of what the algorithm aims at (GPTAQ); its own weights' outputs if left out
+    pruning      of weights, before the algorithm, which then compresses those that are left
     algorithm    that compresses weights
     activations  are rounded before the compressed layers
     correction   of what is lost (low rank)
@@ -30,7 +31,10 @@ from models.config import DecoderConfig
 from models.decoder import readers
 
 type Method = LayerwiseMethod | BlockwiseMethod
-STEPS = ("rotation", "scaling", "calibration", "algorithm", "activations", "correction", "cache")
+STEPS = (
+    "rotation", "scaling", "calibration", "pruning", "algorithm", "activations", "correction",
+    "cache",
+)  # fmt: skip
 ENDS = ("embed", "head")  # dense unless a rule says otherwise
 
 

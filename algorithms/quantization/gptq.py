@@ -11,7 +11,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from algorithms import hessian
 from algorithms.formats import Format, Grid, integer
@@ -56,13 +56,24 @@ def gptq(**config) -> LayerwiseMethod:
     def compress(w: Float[Array, "o i"], stats: HessianStats) -> QuantizedTensor:
         return quantize_weight(w, stats.gram, settings)
 
-    return hessian.method(compress, row_block=settings.format.rows)
+    def compress_sparse(
+        w: Float[Array, "o i"], mask: Bool[Array, "o i"], stats: HessianStats
+    ) -> QuantizedTensor:
+        return quantize_weight(w, stats.gram, settings, mask)
+
+    return hessian.method(compress, row_block=settings.format.rows, compress_sparse=compress_sparse)
 
 
 def quantize_weight(
-    w: Float[Array, "o i"], h: Float[Array, "i i"], config: GPTQConfig
+    w: Float[Array, "o i"],
+    h: Float[Array, "i i"],
+    config: GPTQConfig,
+    mask: Bool[Array, "o i"] | None = None,
 ) -> QuantizedTensor:
     """Quantize W given X Xᵀ, summed or averaged: without dead inputs its scale does not matter.
+
+    mask: which weights there are. Others are zero whatever their codes say, and what earlier errors
+    would move there is an error itself, for others to make up.
 
     Raises ValueError if groups do not divide i. If H + λ I is not positive definite, every scale
     is NaN: rounding in its place would hide it.
@@ -77,7 +88,8 @@ def quantize_weight(
 
     grid = format.fit(w, gram)
     static = config.static_groups or c == i
-    codes, grid = _quantize_columns(w.T[order], u, order // c, grid, format, config, static)
+    keep = None if mask is None else mask.T[order]
+    codes, grid = _quantize_columns(w.T[order], u, order // c, grid, keep, format, config, static)
     codes = jnp.zeros_like(codes).at[order].set(codes)
     singular = jnp.logical_not(jnp.isfinite(u).all())
     return format.tensor(codes.T, grid._replace(scale=_void(grid.scale, singular)))
@@ -93,6 +105,7 @@ def _quantize_columns(
     u: Float[Array, "i i"],
     group: Int[Array, " i"],
     grid: Grid,
+    keep: Bool[Array, "i o"] | None,
     format: Format,
     config: GPTQConfig,
     static: bool,
@@ -111,7 +124,8 @@ def _quantize_columns(
 
         block = lax.dynamic_slice(w, (start, 0), (b, o))
         of_block = lax.dynamic_slice(group, (start,), (b,))
-        codes, errors = gptq_block(block, u_block, scale, zero, of_block, grid=format.points)
+        stay = None if keep is None else lax.dynamic_slice(keep, (start, 0), (b, o))
+        codes, errors = gptq_block(block, u_block, scale, zero, of_block, stay, grid=format.points)
         return (w - u_rows.T @ errors, grid), codes
 
     (_, grid), codes = lax.scan(quantize_block, (w, grid), jnp.arange(0, i, b))

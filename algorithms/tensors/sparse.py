@@ -73,6 +73,10 @@ class SparseTensor(CompressedTensor):
             tensor.scale, tensor.zero, tensor.divisor, tensor.element, tensor.block,
         )  # fmt: skip
 
+    def holding(self, tensor: QuantizedTensor) -> "SparseTensor":
+        """The same entries, of another matrix."""
+        return self.from_quantized(tensor, self.alive(), self.count, row_count=self.row_count)
+
     def validate(self) -> None:
         o = self.mask.shape[0]
         if self.mask.shape != (o, packing.packed_width(self.columns, 1)):
@@ -199,6 +203,14 @@ class BlockSparseTensor(CompressedTensor):
     def fits(keep: int, of: int, group: int = 0) -> bool:
         """Whether a block's number is a byte at most, and groups of columns have whole blocks."""
         return of <= 16 and math.comb(of, keep) <= 256 and group % of == 0
+
+    def holding(self, tensor: QuantizedTensor) -> "SparseTensor | BlockSparseTensor":
+        """The same entries, of another matrix; a bit for each where groups cut blocks."""
+        mask = self.alive()
+        if self.fits(self.keep, self.of, tensor.block[1]):
+            return self.from_quantized(tensor, mask, self.keep, self.of)
+        of_row = self.columns // self.of * self.keep
+        return SparseTensor.from_quantized(tensor, mask, len(mask) * of_row, row_count=of_row)
 
     def validate(self) -> None:
         o = self.positions.shape[0]
