@@ -247,7 +247,7 @@ GROUPS = ("rotation", "scaling", "calibration", "activations", "correction", "ca
 STEPS = [
     f"{group}={path.stem}"
     for group in GROUPS for path in sorted(Path(CONF, group).glob("*")) if path.stem != "none"
-]  # fmt: skip
+] + ["algorithm@pruning=wanda", "algorithm@pruning=sparsegpt"]  # fmt: skip
 SMALL = {
     "rotation=spinquant": ["rotation.steps=2"],
     "correction=eora": ["correction.rank=4"],
@@ -258,7 +258,7 @@ SMALL = {
 
 ONE_EACH = (
     "rotation=quarot", "scaling=awq", "calibration=gptaq", "activations=int8_token",
-    "correction=lqer", "cache=fp8",
+    "correction=lqer", "cache=fp8", "algorithm@pruning=wanda",
 )  # fmt: skip
 
 

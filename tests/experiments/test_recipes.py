@@ -1,9 +1,11 @@
 """Steps and rules: what each layer gets, and the sentence for every mistake."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from algorithms import hessian
 from algorithms.tensors import QuantizedInput, QuantizedTensor
 from experiments import compress
 from experiments.checkpoints.planish import Checkpoint
@@ -65,6 +67,26 @@ def test_one_object_for_one_configuration_so_that_it_compiles_once(config):
 def test_every_mistake_in_a_rule_is_a_sentence(config, rule, sentence):
     with pytest.raises(UserError, match=sentence):
         recipe(config, rules(rule))
+
+
+def test_a_rule_has_its_own_pruning(config):
+    asked = config("algorithm@pruning=wanda", "pruning.sparsity=0.25",
+                   "rules=[{match: '.*down', pruning: {sparsity: 0.75}},"
+                   " {match: '.*up', pruning: null}]")  # fmt: skip
+    recipe = build_recipe(asked, CONFIG)
+    w = jax.random.normal(jax.random.key(0), (32, 64))
+    x = jax.random.normal(jax.random.key(1), (50, 64))
+    for path, zeros in [("gate", 0.25), ("down", 0.75)]:
+        method = recipe.method(f"blocks.0.mlp.{path}")
+        found = method.compress(w, method.observe(method.init(64), x))
+        assert (found.dequantize() == 0).mean() == pytest.approx(zeros, abs=0.03)
+    assert recipe.method("blocks.0.mlp.up").observe is hessian.observe
+
+
+def test_only_what_takes_one_layer_at_a_time_is_pruned_before(config):
+    asked = config("algorithm@pruning=wanda", "algorithm=autoround")
+    with pytest.raises(UserError, match="pruning goes before an algorithm that takes one layer"):
+        build_recipe(asked, CONFIG)
 
 
 def test_a_rule_hidden_by_one_before_it_is_a_mistake(config):
