@@ -182,6 +182,7 @@ def test_its_state_comes_back_from_a_checkpoint(optimizer, params, tmp_path):
     same(again, step(trained, state, STEPS))
 
 
+@pytest.mark.some(15)
 def test_gradients_of_zero_give_numbers(optimizer, params, request):
     _, name = request.node.callspec.params["optimizer"]
     if name in NO_NUMBERS:

@@ -176,6 +176,7 @@ def test_it_begins_as_the_model_that_it_is_put_on(case):
             assert float(jnp.linalg.norm(new - old) / jnp.linalg.norm(old)) < 0.5
 
 
+@pytest.mark.some(8)
 def test_everything_learned_is_reached_and_nothing_else_moves(case):
     state, _ = trained(case)
     start = jax.tree_util.tree_leaves_with_path(begun(case).params)

@@ -53,6 +53,7 @@ def test_a_sweep_completes_when_it_is_run_again(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+@pytest.mark.some(1)
 def test_every_launcher_gives_the_same_outputs(tmp_path, launcher):
     if launcher == "ray" and importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install -e '.[ray]'")

@@ -36,6 +36,7 @@ class Suite:
     implementations = ("reference", "xla")
 
     @pytest.mark.workloads("everywhere")
+    @pytest.mark.some(8)
     def test_it_agrees_with_float64(self, workload):
         for implementation in self.implementations:
             close(workload, implementation)
@@ -47,6 +48,7 @@ class Differentiable(Suite):
     by: tuple[int, ...]  # arguments that it is differentiated by
 
     @pytest.mark.workloads("everywhere")
+    @pytest.mark.some(6)
     def test_gradients_agree_with_float64(self, workload):
         for implementation in self.implementations:
             close_gradients(workload, implementation, self.by)
@@ -59,6 +61,7 @@ class KernelSuite(Suite):
     real: dict[str, Workload]
 
     @pytest.mark.workloads("small")
+    @pytest.mark.some(4)
     def test_the_kernel_agrees_with_float64_when_interpreted(self, workload):
         close(workload, "interpret")
 
@@ -102,6 +105,7 @@ class DifferentiableKernelSuite(KernelSuite, Differentiable):
     """All four, with gradients."""
 
     @pytest.mark.workloads("small")
+    @pytest.mark.some(2)
     def test_gradients_of_the_kernel_agree_with_float64_when_interpreted(self, workload):
         close_gradients(workload, "interpret", self.by)
 

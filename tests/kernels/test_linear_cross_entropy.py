@@ -68,6 +68,7 @@ class TestLinearCrossEntropy(LinearLossSuite):
     @pytest.mark.parametrize(
         "implementation, cap", [("xla", None), ("xla", 4.0), ("interpret", 4.0)]
     )
+    @pytest.mark.some(1)
     def test_chunks_of_the_vocabulary_give_what_all_of_it_gives(
         self, small_chunks, implementation, cap
     ):

@@ -69,6 +69,7 @@ INTERPRETED = [("int4", "codes"), ("int8", "sum, norm"), ("fp8", "rotated"), ("i
 @pytest.mark.parametrize(
     ("implementation", "dtype", "steps"), [*EVERY, *(("interpret", *case) for case in INTERPRETED)]
 )
+@pytest.mark.some(10)
 def test_codes_are_those_of_float64_but_for_ties(implementation, dtype, steps):
     steps = STEPS[steps]
     case = workload(6, 512, dtype, **steps)
@@ -115,6 +116,7 @@ def test_ties_go_to_the_even_code(implementation):
     ("implementation", "dtype"),
     [*((i, dtype) for i in ANYWHERE for dtype in LARGEST), ("interpret", "int8")],
 )
+@pytest.mark.some(5)
 def test_what_is_not_a_number_shows_in_its_row_alone(implementation, dtype, hadamard):
     x = jax.random.normal(jax.random.key(0), (4, 1024), jnp.bfloat16)
     odd = x.at[0, 5].set(jnp.nan).at[2, 1].set(jnp.inf)

@@ -38,6 +38,7 @@ def test_logits_are_those_of_transformers(golden: Golden) -> None:
     np.testing.assert_allclose(ours, golden.logits, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.some(7)
 def test_decoding_step_by_step_is_the_full_forward(decoder: Golden) -> None:
     golden = within_original_context(decoder)
     full = goldens.forward(golden.model, golden.tokens)

@@ -188,15 +188,16 @@ def commanded(command):
     return {lookup.identity_of(Run(which, job)) for job in itertools.product(*each)}
 
 
-def test_the_command_of_a_claim_makes_what_it_compares(found):
-    for stem, page in found.items():
-        for mine in page.claims:
-            kind = r"python -m experiments\.(compress|evaluate|train) "
-            assert re.match(kind, mine.experiment), mine.id
-            runs = runs_of(mine, "embedded", stem, found)
-            named = {lookup.identity_of(run): run for run in runs}  # all compose
-            floats = {each for each, run in named.items() if run == parse("float")}
-            assert (named.keys() - floats) & commanded(mine.experiment), mine.id
+@pytest.mark.parametrize("stem", sorted(pages.read_pages()))
+@pytest.mark.some(8)
+def test_the_command_of_a_claim_makes_what_it_compares(found, stem):
+    for mine in found[stem].claims:
+        kind = r"python -m experiments\.(compress|evaluate|train) "
+        assert re.match(kind, mine.experiment), mine.id
+        runs = runs_of(mine, "embedded", stem, found)
+        named = {lookup.identity_of(run): run for run in runs}  # all compose
+        floats = {each for each, run in named.items() if run == parse("float")}
+        assert (named.keys() - floats) & commanded(mine.experiment), mine.id
 
 
 def trained(name, *losses):

@@ -36,6 +36,7 @@ def held(done, key):
 
 
 @pytest.mark.parametrize("name", TEXT)
+@pytest.mark.some(4)
 def test_a_student_comes_nearer_to_what_it_is_taught(tmp_path, teacher, name):
     prompt = ["loss.prompt=4"] if name in ("gkd", "minillm") else []
     few = {"top_k_logits": ["loss.codec.k=16"], "sparse_logit_sampling": ["loss.codec.samples=8"]}
@@ -54,6 +55,7 @@ LIKE_OTHERS = [
 
 
 @pytest.mark.parametrize("name", ["fitnets", "top_k_logits", "gkd", *LIKE_OTHERS])
+@pytest.mark.some("fitnets", "gkd")
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path, teacher, monkeypatch, name):
     more = ["loss.prompt=4"] if name == "gkd" else []
     whole = result(taught(tmp_path, teacher, name, f"runs={tmp_path / 'whole'}", *more))
