@@ -4,7 +4,9 @@ A block is a chain of stages that meet at sites (see `models.sites`). The walk t
 order: bring every chunk of calibration activations to the site, observe them, compress the site's
 readers as one matrix, put the result in place, go on. So each linear layer runs once, and each site
 sees what its compressed predecessors produce (the "true sequential" order of the GPTQ code). A
-`SiteTransform` comes before and sees the block as it is: one more forward pass.
+`SiteTransform` comes before and sees the block as it is: one more forward pass. With
+`sequential="block"`, the order of most official codes of pruning, all of a block's sites see it as
+it is, and then its activations go through what became of it.
 """
 
 import functools
@@ -61,7 +63,7 @@ def compress_block(
     chunks: MutableSequence[Any],
     method_of: MethodOf,
     *,
-    sequential: bool = True,
+    sequential: bool | str = True,
     key: Array | None = None,
     original: Original | None = None,
 ) -> BlockResult:
@@ -69,15 +71,15 @@ def compress_block(
 
     chunks: the calibration activations at the block's input, as its stages take them; replaced one
     by one by those at its output. May be empty where no method looks at data.
-    sequential: whether later sites see what the compressed layers produce; if not, what the
-    original ones produce.
+    sequential: whether later sites see what the compressed layers produce: True, False, or "block"
+    for those of later blocks alone.
     key: for seeded methods, this block's own.
     original: for paired methods; as many chunks, of the same windows.
 
     Raises NotFiniteError, naming the site.
     """
     tensors: dict[str, CompressedTensor] = {}
-    reports = []
+    reports, entered = [], list(chunks) if sequential == "block" else []
     for stage, site in enumerate(block.sites):
         clock = Clock()
         if chunks:
@@ -85,9 +87,9 @@ def compress_block(
             clock.lap("forward")
         site_key = None if key is None else jax.random.fold_in(key, stage)
         found = _compress_site(
-            block, site, chunks, original, method_of, site_key, clock, replace=sequential
+            block, site, chunks, original, method_of, site_key, clock, replace=sequential is True
         )
-        if sequential:
+        if sequential is True:
             set_weights(block, found.tensors)
         tensors |= found.tensors
         clock.lap("solve")
@@ -96,6 +98,9 @@ def compress_block(
     if chunks:
         clock = Clock()
         _advance_both(block, chunks, original, len(block.sites))
+        if sequential == "block":
+            chunks[:] = entered
+            replay_block(block, tensors, chunks, sequential="block")
         clock.lap("forward")
         reports.append(SiteReport("output", None, clock.seconds, {}))
     return BlockResult(tensors, reports)
@@ -147,16 +152,18 @@ def replay_block(
     tensors: Mapping[str, Any],
     chunks: MutableSequence[Any],
     *,
-    sequential: bool = True,
+    sequential: bool | str = True,
 ) -> None:
     """Bring `chunks` through a block that was compressed before, bit for bit as it was then.
 
     block: with the dense weights that the walk left it with. tensors: its compressed weights by
     module path, as `compress_block` gave them.
     """
+    if sequential == "block":
+        set_weights(block, tensors)
     for stage, site in enumerate(block.sites):
         advance(block, chunks, stage)
-        if sequential:
+        if sequential is True:
             set_weights(block, {path: tensors[path] for path in site.readers if path in tensors})
     advance(block, chunks, len(block.sites))
 

@@ -166,7 +166,7 @@ def _compress(
     # the end of a block that is learned, and before and after scaling.
     scaled = int(recipe.transform is not None)
     aimed = int(recipe.pairs) * (1 + scaled)
-    streams = scaled + aimed + 2 * int(recipe.learns)
+    streams = scaled + aimed + 2 * int(recipe.learns) + int(walk.sequential == "block")
     resident += _arrays(entry, streams * copies)
     rows = 4 * config.hidden * min(config.vocabulary, windows * context)  # of the embedding
     forward, moments = Work(), [[Held(READING, rows)]] if windows else []

@@ -11,6 +11,7 @@ from experiments import exporting, hardware, streaming
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
 from experiments.entry import build, resolved
+from experiments.errors import UserError
 from experiments.estimate import Estimate, estimate
 from experiments.evaluation.tasks import Tasks
 from experiments.progress import console
@@ -57,7 +58,10 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     """Open what the configuration names and estimate; raises UserError for what cannot be run."""
     plain = resolved(config)
     recipe = build_recipe(config, source.config) if compressing else None
-    walk = streaming.Walk(**plain["walk"]) if compressing else streaming.Walk()
+    try:
+        walk = streaming.Walk(**plain["walk"]) if compressing else streaming.Walk()
+    except ValueError as error:
+        raise UserError(f"walk: {error}") from error
     evaluation = build(config, "evaluation")
     tasks = isinstance(evaluation, Tasks)
     windows = None if tasks and not compressing else _windows(config, source, plain)

@@ -38,10 +38,11 @@ def _calibration(config: DictConfig) -> Callable[[LayerwiseMethod], LayerwiseMet
     """What methods aim at; one object for one configuration, as `_made` has it."""
     if not config.get("calibration"):
         return None
-    if not config.walk.sequential:
+    if config.walk.sequential is not True:
         raise UserError(
-            "calibration makes up for what earlier layers lose, and with walk.sequential=false no "
-            "layer sees that: leave one of the two out."
+            "calibration makes up for what earlier layers lose, and with "
+            f"walk.sequential={str(config.walk.sequential).lower()} no layer sees that, or not "
+            "every one: leave one of the two out."
         )
     return _made_calibration(OmegaConf.to_yaml(config.calibration, resolve=True))
 

@@ -46,9 +46,15 @@ from models.decoder import sites
 class Walk:
     """How a model is walked."""
 
-    sequential: bool = True  # later layers are calibrated on what compressed predecessors produce
+    # Whether later layers are calibrated on what compressed predecessors produce; "block": only
+    # those of later blocks, with one pass more over a block.
+    sequential: bool | str = True
     chunk: int = 4  # windows per step
     dense_dtype: str | None = "float16"  # of what stays uncompressed, on disk; None: as the source
+
+    def __post_init__(self) -> None:
+        if self.sequential not in (True, False, "block"):
+            raise ValueError(f"sequential={self.sequential!r} must be true, false or block.")
 
 
 @dataclasses.dataclass

@@ -80,6 +80,27 @@ def test_every_site_is_observed_once_per_chunk_in_order():
     assert [x.shape for x in log] == [(24, i) for i in widths for _ in range(3)]
 
 
+def test_by_blocks_sites_see_the_block_as_it_is_and_later_blocks_what_became_of_it():
+    coarse, logs, ends = rtn(bits=2, group_size=8), {}, {}
+    for sequential in (False, "block"):
+        log, ends[sequential] = [], chunks()
+        method = recorder(log)._replace(compress=lambda w, stats: coarse.compress(w, None))
+        found = compress_block(block(), ends[sequential], method, sequential=sequential)
+        jax.effects_barrier()
+        logs[sequential] = log
+    for ours, other in zip(logs["block"], logs[False], strict=True):
+        np.testing.assert_array_equal(ours, other)
+    again = chunks()
+    walk.replay_block(block(), found.tensors, again, sequential="block")
+    compressed = block()
+    walk.set_weights(compressed, found.tensors)
+    for flow, end, replayed in zip(chunks(), ends["block"], again, strict=True):
+        y = compressed(flow.residual, flow.positions)[0]
+        np.testing.assert_allclose(end.residual, y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(end.residual, replayed.residual)
+    assert not np.allclose(ends[False][0].residual, ends["block"][0].residual)
+
+
 def test_sequential_sites_see_what_compressed_predecessors_produce():
     """The statistics at a site equal those of a block whose earlier weights were replaced."""
     flows, seen = chunks(), {}

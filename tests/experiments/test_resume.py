@@ -63,6 +63,7 @@ def interrupt(monkeypatch, part, error, *, when="before"):
         (GPTQ, "blocks.1", "before"),
         (GPTQ, "embed", "after"),
         ([*GPTQ, "walk.sequential=false"], "blocks.1", "before"),
+        (["algorithm=wanda", "walk.sequential=block"], "blocks.1", "before"),
         (SCALED, "blocks.1", "before"),
         *(
             pytest.param(settings, "blocks.1", "before", marks=pytest.mark.slow)

@@ -137,6 +137,7 @@ GPTAQ = ["calibration=gptaq", "algorithm.format.group_size=32"]
     [
         (["algorithm=autoround"], "aims at the original's output by itself"),
         (["algorithm=gptq", "walk.sequential=false"], "with walk.sequential=false no layer sees"),
+        (["algorithm=gptq", "walk.sequential=block"], "with walk.sequential=block no layer sees"),
     ],
 )
 def test_what_does_not_compose_is_refused(tmp_path, more, sentence):
