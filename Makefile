@@ -17,7 +17,7 @@ quickstart: $(INSTALLED)
 
 # Tests of one process use one core, most of the time.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal --durations=40 --durations-min=5
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
