@@ -228,8 +228,10 @@ def grouped(rows: Mapping[str, int], method_of: Callable[[str], Any]) -> list[tu
         method = method_of(path)
         if method is None:
             continue
-        whole = method.row_block is None or count % method.row_block == 0
-        last = next((g for g in groups if g[0] is method and whole and method.stacked), None)
+        stackable = method.row_block is None or count % method.row_block == 0
+        if isinstance(method, LayerwiseMethod):
+            stackable &= method.stacked
+        last = next((g for g in groups if g[0] is method and stackable), None)
         if last is None:
             groups.append((method, [path]))
         else:
