@@ -78,7 +78,7 @@ def test_every_step_of_a_recipe_is_configured_with_its_own_defaults(group, name)
         defaults = {key: parameter.default for key, parameter in parameters.items()}
     assert {key for key in node if key != "_target_"} == defaults.keys()
     for key, default in defaults.items():
-        if key == "format" and "format" in node:
+        if key == "format" and node.get("format") is not None:
             assert isinstance(hydra.utils.instantiate(node.format), Format)
         elif key in OWN or OmegaConf.is_interpolation(node, key):  # ${bits}, ${seeds.init}
             continue
