@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from algorithms import minifloat
 from algorithms.elements import Element, Integer, NormalFloat, SmallFloat
@@ -29,6 +29,11 @@ class Grid(NamedTuple):
     scale: Any  # Array
     zero: Array | None
     divisor: Array | None  # of a nested scale: the effective one is scale / divisor
+
+    def void(self, failed: Bool[Array, ""]) -> "Grid":
+        """NaN in place of every scale where a solve failed."""
+        nan = jnp.full_like(self.scale, jnp.nan)
+        return self._replace(scale=jnp.where(failed, nan, self.scale))
 
 
 class Spread(NamedTuple):

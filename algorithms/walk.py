@@ -97,10 +97,13 @@ def compress_block(
         reports.append(SiteReport(site.name, error, clock.seconds, found.notes))
     if chunks:
         clock = Clock()
-        _advance_both(block, chunks, original, len(block.sites))
         if sequential == "block":
             chunks[:] = entered
             replay_block(block, tensors, chunks, sequential="block")
+            if original is not None:
+                advance(original.block, original.chunks, len(block.sites))
+        else:
+            _advance_both(block, chunks, original, len(block.sites))
         clock.lap("forward")
         reports.append(SiteReport("output", None, clock.seconds, {}))
     return BlockResult(tensors, reports)

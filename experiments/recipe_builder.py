@@ -103,7 +103,8 @@ def _made(yaml: str) -> Method:
         if not isinstance(method, LayerwiseMethod) or not isinstance(pruner, LayerwiseMethod):
             raise UserError(
                 "pruning goes before an algorithm that takes one layer at a time, and both have to "
-                f"be such: {nodes.pruning._target_} and {nodes.algorithm._target_}."
+                f"be such: {nodes.pruning.get('_target_', nodes.pruning)}, "
+                f"{nodes.algorithm._target_}."
             )
         method = pruned(pruner, method)
     for step in ("activations", "correction"):

@@ -53,7 +53,7 @@ class Walk:
     dense_dtype: str | None = "float16"  # of what stays uncompressed, on disk; None: as the source
 
     def __post_init__(self) -> None:
-        if self.sequential not in (True, False, "block"):
+        if not isinstance(self.sequential, bool) and self.sequential != "block":
             raise ValueError(f"sequential={self.sequential!r} must be true, false or block.")
 
 

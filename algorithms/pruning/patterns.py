@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from algorithms.tensors import BlockSparseTensor, QuantizedTensor, SparseTensor
+from algorithms.tensors.sparse import sparse_blocks
 
 SMALL = 16  # of so few, each is compared with each
 
@@ -19,16 +20,14 @@ def top(scores: Float[Array, "*b n"], count: Int[Array, "*#b"] | int) -> Bool[Ar
     Without a sort: among few, how many are larger than each; among many, the smallest that stays,
     one binary digit after another.
     """
-    n = scores.shape[-1]
+    n, ranked = scores.shape[-1], _ordered(scores)
     wanted = jnp.asarray(count)[..., None]
     if n <= SMALL:
-        ranked = _ordered(scores)
         above = ranked[..., None, :] > ranked[..., None]
         before = (ranked[..., None, :] == ranked[..., None]) & (
             jnp.arange(n) < jnp.arange(n)[:, None]
         )
         return (above | before).sum(-1) < wanted
-    ranked = _ordered(scores)
     bits = jnp.iinfo(ranked.dtype).bits
 
     def digit(step, least):
@@ -118,20 +117,11 @@ class Pattern:
 
         rows: whether the mask is `of_rows`; else count is how many stay, by default `of_all`.
         """
-        o, i = mask.shape
-        group = w.block[1] if isinstance(w, QuantizedTensor) else 0
         if self.keep is not None and self.block is not None:
-            if BlockSparseTensor.fits(self.keep, self.block, group):
-                if isinstance(w, QuantizedTensor):
-                    return BlockSparseTensor.from_quantized(w, mask, self.keep, self.block)
-                return BlockSparseTensor.from_dense(w, mask, self.keep, self.block, dtype=dtype)
-            of_row: int | None = i // self.block * self.keep
-        else:
-            of_row = self.kept(i) if rows else None
-        if of_row is not None:
-            count = o * of_row
-        elif count is None:
-            count = self.kept(o * i)
-        if isinstance(w, QuantizedTensor):
-            return SparseTensor.from_quantized(w, mask, count, row_count=of_row)
-        return SparseTensor.from_dense(w, mask, count, row_count=of_row, dtype=dtype)
+            return sparse_blocks(w, mask, self.keep, self.block, dtype=dtype)
+        o, i = mask.shape
+        if rows:
+            of_row = self.kept(i)
+            return SparseTensor.of(w, mask, o * of_row, row_count=of_row, dtype=dtype)
+        count = self.kept(o * i) if count is None else count
+        return SparseTensor.of(w, mask, count, dtype=dtype)

@@ -100,9 +100,7 @@ def prune_weight(
     if format is None or grid is None:
         values = jnp.where(singular, jnp.nan, found.T)
         return pattern.tensor(values, mask.T, count=count, dtype=config.dtype)
-    scale = jnp.where(singular, jnp.full_like(grid.scale, jnp.nan), grid.scale)
-    codes = format.tensor(found.T, grid._replace(scale=scale))
-    return pattern.tensor(codes, mask.T, count=count)
+    return pattern.tensor(format.tensor(found.T, grid.void(singular)), mask.T, count=count)
 
 
 def _walk(w: Float[Array, "i o"], u: Float[Array, "i i"], grid: Grid | None, config):

@@ -92,12 +92,7 @@ def quantize_weight(
     codes, grid = _quantize_columns(w.T[order], u, order // c, grid, keep, format, config, static)
     codes = jnp.zeros_like(codes).at[order].set(codes)
     singular = jnp.logical_not(jnp.isfinite(u).all())
-    return format.tensor(codes.T, grid._replace(scale=_void(grid.scale, singular)))
-
-
-def _void(scale: Array, singular: Array) -> Array:
-    """NaN in place of every scale of a solve that failed."""
-    return jnp.where(singular, jnp.full_like(scale, jnp.nan), scale)
+    return format.tensor(codes.T, grid.void(singular))
 
 
 def _quantize_columns(

@@ -44,38 +44,31 @@ class SparseTensor(CompressedTensor):
     block: tuple[int, int] | None = None
 
     @classmethod
-    def from_dense(
+    def of(
         cls,
-        w: Float[Array, "o i"],
+        w: Float[Array, "o i"] | QuantizedTensor,
         mask: Bool[Array, "o i"],
         count: int,
         *,
         row_count: int | None = None,
         dtype: DTypeLike = jnp.float16,
     ) -> "SparseTensor":
-        """What the mask leaves of w; count: how many entries it has, as shapes must be known."""
-        kept = _gathered(w, mask, count).astype(dtype)
-        return cls(_packed(mask), kept, w.shape[1], count, row_count)
+        """What the mask leaves of w: its numbers as `dtype`, or its codes.
 
-    @classmethod
-    def from_quantized(
-        cls,
-        tensor: QuantizedTensor,
-        mask: Bool[Array, "o i"],
-        count: int,
-        *,
-        row_count: int | None = None,
-    ) -> "SparseTensor":
-        """What the mask leaves of its codes."""
-        kept = packing.pack(_gathered(tensor.codes(), mask, count), tensor.bits)
+        count: how many entries the mask has, as shapes must be known.
+        """
+        bits, columns = _packed(mask), mask.shape[1]
+        if not isinstance(w, QuantizedTensor):
+            kept = _gathered(w, mask, count).astype(dtype)
+            return cls(bits, kept, columns, count, row_count)
+        kept = packing.pack(_gathered(w.codes(), mask, count), w.bits)
         return cls(
-            _packed(mask), kept, tensor.columns, count, row_count,
-            tensor.scale, tensor.zero, tensor.divisor, tensor.element, tensor.block,
-        )  # fmt: skip
+            bits, kept, columns, count, row_count, w.scale, w.zero, w.divisor, w.element, w.block
+        )
 
     def holding(self, tensor: QuantizedTensor) -> "SparseTensor":
         """The same entries, of another matrix."""
-        return self.from_quantized(tensor, self.alive(), self.count, row_count=self.row_count)
+        return self.of(tensor, self.alive(), self.count, row_count=self.row_count)
 
     def validate(self) -> None:
         o = self.mask.shape[0]
@@ -171,46 +164,14 @@ class BlockSparseTensor(CompressedTensor):
     keep: int
     of: int
 
-    @classmethod
-    def from_dense(
-        cls,
-        w: Float[Array, "o i"],
-        mask: Bool[Array, "o i"],
-        keep: int,
-        of: int,
-        *,
-        dtype: DTypeLike = jnp.float16,
-    ) -> "BlockSparseTensor":
-        """What the mask, of `keep` entries in each block, leaves of w."""
-        slots = _slots(mask, keep, of)
-        kept = _of_blocks(w, slots).astype(dtype)
-        return cls(_numbered(mask, keep, of), DenseTensor(kept), w.shape[1], keep, of)
-
-    @classmethod
-    def from_quantized(
-        cls, tensor: QuantizedTensor, mask: Bool[Array, "o i"], keep: int, of: int
-    ) -> "BlockSparseTensor":
-        """What the mask leaves of its codes; blocks must divide groups (`fits`)."""
-        rows, columns = tensor.block
-        codes = _of_blocks(tensor.codes(), _slots(mask, keep, of))
-        values = QuantizedTensor.from_codes(
-            codes, tensor.scale, tensor.element, zero=tensor.zero, divisor=tensor.divisor,
-            block=(rows, columns * keep // of),
-        )  # fmt: skip
-        return cls(_numbered(mask, keep, of), values, tensor.columns, keep, of)
-
     @staticmethod
     def fits(keep: int, of: int, group: int = 0) -> bool:
         """Whether a block's number is a byte at most, and groups of columns have whole blocks."""
         return of <= 16 and math.comb(of, keep) <= 256 and group % of == 0
 
     def holding(self, tensor: QuantizedTensor) -> "SparseTensor | BlockSparseTensor":
-        """The same entries, of another matrix; a bit for each where groups cut blocks."""
-        mask = self.alive()
-        if self.fits(self.keep, self.of, tensor.block[1]):
-            return self.from_quantized(tensor, mask, self.keep, self.of)
-        of_row = self.columns // self.of * self.keep
-        return SparseTensor.from_quantized(tensor, mask, len(mask) * of_row, row_count=of_row)
+        """The same entries, of another matrix."""
+        return sparse_blocks(tensor, self.alive(), self.keep, self.of)
 
     def validate(self) -> None:
         o = self.positions.shape[0]
@@ -259,6 +220,35 @@ class BlockSparseTensor(CompressedTensor):
             dataclasses.replace(self, positions=self.positions[span], values=values)
             for span, values in pieces
         ]
+
+
+def sparse_blocks(
+    w: Float[Array, "o i"] | QuantizedTensor,
+    mask: Bool[Array, "o i"],
+    keep: int,
+    of: int,
+    *,
+    dtype: DTypeLike = jnp.float16,
+) -> SparseTensor | BlockSparseTensor:
+    """What a mask of `keep` entries in each `of` columns leaves of w: its numbers as `dtype`, or
+    its codes. Blocks by their number where it is a byte at most and groups have whole blocks, else
+    with a bit for each entry.
+    """
+    o, i = mask.shape
+    if not BlockSparseTensor.fits(keep, of, w.block[1] if isinstance(w, QuantizedTensor) else 0):
+        of_row = i // of * keep
+        return SparseTensor.of(w, mask, o * of_row, row_count=of_row, dtype=dtype)
+    slots = _slots(mask, keep, of)
+    values: CompressedTensor
+    if isinstance(w, QuantizedTensor):
+        rows, columns = w.block
+        values = QuantizedTensor.from_codes(
+            _of_blocks(w.codes(), slots), w.scale, w.element, zero=w.zero, divisor=w.divisor,
+            block=(rows, columns * keep // of),
+        )  # fmt: skip
+    else:
+        values = DenseTensor(_of_blocks(w, slots).astype(dtype))
+    return BlockSparseTensor(_numbered(mask, keep, of), values, i, keep, of)
 
 
 def _known(x: Any) -> bool:

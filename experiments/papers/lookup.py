@@ -132,7 +132,6 @@ def _command_set_aside() -> Iterator[None]:
 
 
 @functools.cache
-@functools.cache  # claims name the same runs again and again, and composing takes its time
 def identity_of(run: Run) -> str:
     """Which experiment a run is; raises UserError while an input that it names is missing."""
     config = compose(run)
