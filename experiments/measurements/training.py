@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from algorithms import training
+from experiments import memory
 from experiments.entry import resolved
 from experiments.papers.lookup import Run, compose
 from experiments.runs import run as runs
@@ -32,7 +33,8 @@ def trainer(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     job = planned.job()
     bare, trained, programs = [], [], training.step._cache_size()
     for turn in range(settings["turns"] + 1):  # the first one compiles
-        bare.append(_bare(job))
+        with memory.kept_whole():
+            bare.append(_bare(job))
         at = runs.Place("train", resolved(config), f"costs-{turn}",
                         folder / f"turn-{turn}")  # fmt: skip
         with runs.begin(at) as run:

@@ -25,7 +25,7 @@ from algorithms import parametrization, training
 from algorithms.optimizers.evaluation import eval_params
 from algorithms.optimizers.groups import named
 from algorithms.training import Batch, Metrics, Objective, Parts, TrainState
-from experiments import progress
+from experiments import memory, progress
 from experiments.checkpoints.state import StateKeeper
 from experiments.errors import UserError
 from experiments.runs.run import OpenRun
@@ -179,6 +179,7 @@ def train(job: Job, run: OpenRun | None) -> TrainState:
     Raises Diverged if a loss or gradient is not finite.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(memory.kept_whole())
         files = _Nothing() if run is None else stack.enter_context(_Files(run, job.pace.keep))
         state = _resumed(job, files)
         first = int(state.step)
