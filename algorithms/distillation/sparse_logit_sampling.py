@@ -70,9 +70,19 @@ def encode(
 ) -> SampledLogits:
     log_p = jax.nn.log_softmax(widened(logits), -1)
     log_g = jax.nn.log_softmax(exponent * log_p, -1)
-    drawn = jax.random.categorical(key, log_g[..., None, :], shape=(*logits.shape[:-1], samples))
-    entries, weights = weighed(drawn, log_p, log_g)
+    uniform = jax.random.uniform(key, (*logits.shape[:-1], samples), log_g.dtype)
+    entries, weights = weighed(draws(log_g, uniform), log_p, log_g)
     return SampledLogits(pack_entries(entries, logits.shape[-1]), weights.astype(dtype))
+
+
+@functools.partial(jnp.vectorize, signature="(v),(k)->(k)")
+def draws(log_g: Float[Array, " V"], uniform: Float[Array, " k"]) -> Int[Array, " k"]:
+    """Entries where the cumulative distribution passes each number of [0, 1): V + k log V
+    operations, where Gumbel noise would take k V.
+    """
+    ends = jnp.cumsum(jnp.exp(log_g))
+    last = jnp.max(jnp.where(log_g > -jnp.inf, jnp.arange(ends.size), 0))
+    return jnp.minimum(jnp.searchsorted(ends, uniform * ends[-1], side="right"), last)
 
 
 def weighed(
