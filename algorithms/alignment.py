@@ -3,7 +3,7 @@
 Singh, Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020, arXiv:1910.05653. Neurons are the
 points of two clouds, a row of features each: their weights, or their activations on some inputs.
 With the squared distances as costs and equal masses, T the plan of least cost (or of least cost and
-some entropy) and R = n T, whose rows sum to 1,
+some entropy), and R = diag(T 1)⁻¹ T,
     R Y has in row i the neurons of Y, averaged, that correspond to neuron i of X,
 and layer after layer (their Algorithm 1), R of the layer before for the columns:
     W' = W_Y R_beforeᵀ,   R from the rows of W_X and of W',   aligned: R W'.
@@ -27,7 +27,7 @@ from algorithms.transport import sinkhorn
 
 
 def align_neurons(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], *, epsilon: float | None = None
+    x: Float[Array, "n d"], y: Float[Array, "m e"], *, epsilon: float | None = None
 ) -> Float[Array, "n m"]:
     """R, whose row i says what neurons of y make up neuron i of x.
 
@@ -44,10 +44,10 @@ def align_neurons(
         )
     cost = squared_distances(widened(x), widened(y))
     if epsilon is None:
-        rows, columns = hungarian_algorithm(cost)
-        return jnp.zeros_like(cost).at[rows, columns].set(1)
+        return _permutation(cost)
     mean = jax.lax.stop_gradient(cost.mean())  # the unit
-    return len(x) * sinkhorn(cost / jnp.where(mean > 0, mean, 1), epsilon=epsilon).plan
+    plan = sinkhorn(cost / jnp.where(mean > 0, mean, 1), epsilon=epsilon).plan
+    return plan / plan.sum(1, keepdims=True)
 
 
 def align_layers(
@@ -74,6 +74,13 @@ def align_layers(
     return aligned
 
 
+@jax.jit
+def _permutation(cost: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    rows, columns = hungarian_algorithm(cost)
+    return jnp.zeros_like(cost).at[rows, columns].set(1)
+
+
+@jax.jit
 def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """‖x_i - y_j‖², by one product: in float32 about 1e-7 of the squared norms is lost."""
     squares = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)

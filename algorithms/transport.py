@@ -5,12 +5,11 @@ costs C [n, m],
     P = argmin_{P ≥ 0, P 1 = a, Pᵀ 1 = b}  ⟨P, C⟩ - ε H(P),   H(P) = -Σ P_ij (log P_ij - 1)
 has the form P_ij = exp((f_i + g_j - C_ij) / ε), and each half of a step makes one margin right:
     f_i <- ε log a_i - ε log Σ_j exp((g_j - C_ij) / ε),     g_j the same of columns.
-On logarithms nothing underflows, however small ε is; the smaller, the nearer P is to a plan of least
-cost, and the more steps it takes.
+On logarithms nothing underflows, however small ε is; the smaller, the nearer P is to a plan of
+least cost, and the more steps it takes.
 
-Derivatives are those of the solution, by the implicit function theorem: what the potentials' margins
-say, solved by conjugate gradients. They hold no step in memory and do not depend on how many there
-were.
+Derivatives are those of the solution, by the implicit function theorem: P's margins stay as they
+are, a linear system in f and g that conjugate gradients solve. No step is kept in memory.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Linear algebra that several methods share: polar factors, leading singular triples, Krylov spaces,
+"""Linear algebra that several methods share: polar factors, leading singular triples, Lanczos,
 curvature and its spectrum, inverse roots. Conjugate gradients are `jax.scipy.sparse.linalg.cg`.
 """
 

@@ -2,10 +2,10 @@
 
 Lanczos, Journal of Research of the National Bureau of Standards 1950. For a symmetric A, known by
 its products alone, and a start q_1 of norm 1:
-    A Q = Q T + β_k q_{k+1} e_kᵀ,   Qᵀ Q = I,   T tridiagonal with α_j on and β_j beside its diagonal.
+    A Q = Q T + β_k q_{k+1} e_kᵀ,   Qᵀ Q = I,   T tridiagonal: α_j on, β_j beside its diagonal.
 The outer eigenvalues of T converge to A's first. With T = S Θ Sᵀ,
-    ‖A y_i - θ_i y_i‖ = β_k |S_ki|,   y_i = Q S_:i        (Paige: an eigenvalue of A is so near to θ_i)
-    q_1ᵀ f(A) q_1 ≈ Σ_i S_1i² f(θ_i),   exact for polynomials up to degree 2k - 1  (Golub, Welsch 1969)
+    ‖A y_i - θ_i y_i‖ = β_k |S_ki|,   y_i = Q S_:i,   so near to θ_i is an eigenvalue of A
+    q_1ᵀ f(A) q_1 ≈ Σ_i S_1i² f(θ_i),   exact for polynomials up to degree 2k - 1 (Gauss' rule)
 In floating point Q loses orthogonality as soon as an eigenvalue converges, and finds it again and
 again: each new vector is therefore made orthogonal to all before, twice (Parlett's "twice is
 enough"), and Q is kept: k times the size of a vector.

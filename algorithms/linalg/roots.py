@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from algorithms.numerics import widened
 
 
+@functools.partial(jax.jit, static_argnames=("p", "damping"))
 def inverse_root(
     a: Float[Array, "*batch n n"], p: int, *, damping: float = 0.0
 ) -> Float[Array, "*batch n n"]:
@@ -59,6 +60,7 @@ def _inverse_root_jvp(p: int, primals: Any, tangents: Any) -> tuple[jax.Array, j
     return (v * r[..., None, :]) @ v.mT, change
 
 
+@functools.partial(jax.jit, static_argnames=("p", "damping", "steps"))
 def newton_inverse_root(
     a: Float[Array, "*batch n n"], p: int, *, damping: float = 0.0, steps: int = 32
 ) -> Float[Array, "*batch n n"]:

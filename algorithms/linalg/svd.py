@@ -1,7 +1,7 @@
 """Leading singular triples of a matrix by a randomized range finder, and principal components.
 
-Halko, Martinsson, Tropp, SIAM Review 2011, arXiv:0909.4061. For M [m, n], a rank k and a few columns
-more, Ω [n, k + p] of standard normal numbers:
+Halko, Martinsson, Tropp, SIAM Review 2011, arXiv:0909.4061. For M [m, n], a rank k and p columns
+more, with Ω [n, k + p] of standard normal numbers:
     Q = orth(M Ω),   then q times   Q <- orth(M orth(Mᵀ Q)),   B = Qᵀ M = Û S Vᵀ,   U = Q Û.
 Each of the q power iterations raises the singular values, as Q sees them, to two powers more; a QR
 factorization after every product keeps the small ones from drowning (their Algorithm 4.4). What is

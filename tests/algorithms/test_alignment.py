@@ -39,15 +39,16 @@ def arrays(layers):
 
 @pytest.mark.parametrize("epsilon", [None, 0.05])
 def test_layers_are_the_official_codes(x64, epsilon):
-    ours, theirs = network((6, 9, 8, 3)), network((6, 9, 8, 3), seed=5)
+    ours, theirs = network((6, 8, 8, 3)), network((6, 8, 8, 3), seed=5)
     found = align_layers(arrays(ours), arrays(theirs), epsilon=epsilon)
     for mine, expected in zip(found, official.aligned(theirs, ours, epsilon), strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-10 if epsilon is None else 2e-3)
 
 
 @pytest.mark.parametrize("epsilon", [None, 1e-3])
+@pytest.mark.some(1)
 def test_a_permutation_is_undone(x64, epsilon):
-    ours = network((6, 12, 10, 3))
+    ours = network((6, 8, 8, 3))
     found = align_layers(arrays(ours), arrays(permuted(ours)), epsilon=epsilon)
     for mine, expected in zip(found, ours, strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-9)
@@ -55,7 +56,7 @@ def test_a_permutation_is_undone(x64, epsilon):
 
 def test_aligned_networks_average_better_than_as_they_are(x64):
     """Of one network and a permuted, slightly different copy."""
-    rng, ours = np.random.default_rng(2), network((6, 12, 10, 3))
+    rng, ours = np.random.default_rng(2), network((6, 8, 8, 3))
     theirs = [w + 0.05 * rng.normal(size=w.shape) for w in permuted(ours)]
     x = rng.normal(size=(6, 200))
     fused = align_layers(arrays(ours), arrays(theirs))
@@ -78,16 +79,18 @@ def test_wider_networks_come_to_the_others_width(x64):
 
 def test_rows_are_averages_with_gradients(x64):
     x, y = (jnp.asarray(w) for w in (network((4, 6))[0], network((4, 9), seed=3)[0]))
-    found = align_neurons(x, y, epsilon=0.1)
-    np.testing.assert_allclose(found.sum(1), np.ones(6), atol=2e-2)
+    found = jax.jit(lambda x: align_neurons(x, y, epsilon=0.1))(x)
+    np.testing.assert_allclose(np.asarray(found).sum(1), 1, rtol=1e-9)
     loss = lambda x: jnp.sum(align_neurons(x, y, epsilon=0.1) ** 2)  # noqa: E731
     gradient = np.asarray(jax.jit(jax.grad(loss))(x))
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-3
 
 
 def test_equal_neurons_are_anyones():
-    zeros = jnp.zeros((3, 2))
-    np.testing.assert_allclose(align_neurons(zeros, zeros, epsilon=0.1), np.full((3, 3), 1 / 3))
+    zeros = jnp.zeros((8, 6))
+    np.testing.assert_allclose(
+        align_neurons(zeros, zeros, epsilon=0.1), np.full((8, 8), 1 / 8), rtol=1e-5
+    )
     np.testing.assert_array_equal(squared_distances(zeros + 1e4, zeros + 1e4), 0)
 
 
