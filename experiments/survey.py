@@ -83,7 +83,8 @@ class Survey:
     def documents(self) -> list[Path]:
         """Every Markdown file that may hold markers."""
         pages = sorted((self.root / "papers").glob("*.md"))
-        return [self.root / "README.md", self.root / KERNELS / "README.md", *pages]
+        rooms = [self.root / room / "README.md" for room in (".", "algorithms", KERNELS)]
+        return [*rooms, *pages]
 
     def embedded(self) -> list[Record]:
         """The float model, and all compressions of it on the same windows."""
