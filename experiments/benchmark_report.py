@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.configuration import did_you_mean
 from experiments.errors import UserError
+from experiments.measurements import spectra
 from experiments.report import Record, grid, with_interval
 from experiments.statistics import estimate
 
@@ -29,6 +30,7 @@ def markdown(record: Record, what: str) -> str:
         "teacher_logits": _teacher_logits_rows,
         "widths": _widths_rows,
         "mathematics": _mathematics_rows,
+        "spectrum": spectra.table,
     }
     if what not in tables:
         raise UserError(f"benchmark={what} has no table{did_you_mean(what, tables)}")
