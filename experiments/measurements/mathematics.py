@@ -87,7 +87,7 @@ def _row(case: Case, turns: int) -> dict[str, Any]:
         "oracle": f"{case.oracle} {importlib.metadata.version(case.oracle)}",
         "oracle_seconds": statistics.median(theirs for _, theirs in timed),
         "times_faster": statistics.median(theirs / ours for ours, theirs in timed),
-        "apart": float(case.apart(jax.tree.map(np.asarray, found), expected)),
+        "apart": case.apart(jax.tree.map(np.asarray, found), expected),
     }
 
 
@@ -101,7 +101,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _largest(found: Any, expected: Any) -> float:
-    return np.max(np.abs(found - expected)) / np.max(np.abs(expected))
+    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
 
 
 def _kmeans(n: int, rng: np.random.Generator) -> Case:
@@ -116,7 +116,7 @@ def _kmeans(n: int, rng: np.random.Generator) -> Case:
     return Case(
         f"{n} × 16, 64 clusters", (x,),
         lambda x: clustering.kmeans(jax.random.key(0), x, 64).inertia[-1],
-        SKLEARN, theirs, lambda ours, theirs: ours / theirs - 1,
+        SKLEARN, theirs, lambda ours, theirs: float(ours / theirs - 1),
     )  # fmt: skip
 
 
