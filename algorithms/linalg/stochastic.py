@@ -72,7 +72,7 @@ def trace(key: Key[Array, ""], matvec: MatVec, like: Any, *, probes: int = 32) -
     _require(probes, 2)
 
     def probe(key: jax.Array) -> jax.Array:
-        return sum(jnp.sum(x) for x in jax.tree.leaves(_signed_product(key, matvec, like)))
+        return jnp.sum(ravel_pytree(_signed_product(key, matvec, like))[0])
 
     found = lax.map(probe, jax.random.split(key, probes))
     return Estimate(found.mean(), found.std(ddof=1) / jnp.sqrt(probes))
