@@ -1,7 +1,8 @@
 """Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
 being killed, how far estimates are off, whether large models pass, what damaged files do, which
 optimizer learns fastest and what it costs, what a teacher's largest logits are worth, how
-activations grow with the width: python -m experiments.benchmark what=[gptq,memory,…]
+activations grow with the width, our mathematics against scikit-learn's and SciPy's, the
+spectrum of a loss: python -m experiments.benchmark what=[gptq,memory,…]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -28,8 +29,10 @@ from experiments.evaluation import floor
 from experiments.measurements.estimates import estimates
 from experiments.measurements.hostile.campaign import hostile
 from experiments.measurements.interruptions import interruptions
+from experiments.measurements.mathematics import mathematics
 from experiments.measurements.optimizers import optimizers
 from experiments.measurements.scale import scale, write_random_model
+from experiments.measurements.spectra import spectra
 from experiments.measurements.teacher_logits import teacher_logits
 from experiments.measurements.training import optimizer_costs, trainer
 from experiments.measurements.widths import widths
@@ -60,6 +63,8 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "trainer": lambda plain, source, folder: trainer(plain, folder),
         "teacher_logits": lambda plain, source, folder: teacher_logits(plain, source),
         "widths": lambda plain, source, folder: widths(plain),
+        "mathematics": lambda plain, source, folder: mathematics(plain),
+        "spectrum": lambda plain, source, folder: spectra(plain),
         "scale": lambda plain, source, folder: scale(plain, source, folder, our_run),
     }
     if unknown := set(plain["what"]) - set(measure):

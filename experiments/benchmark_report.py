@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.configuration import did_you_mean
 from experiments.errors import UserError
+from experiments.measurements import spectra
 from experiments.report import Record, grid, with_interval
 from experiments.statistics import estimate
 
@@ -28,6 +29,8 @@ def markdown(record: Record, what: str) -> str:
         "optimizer_costs": _optimizer_cost_rows,
         "teacher_logits": _teacher_logits_rows,
         "widths": _widths_rows,
+        "mathematics": _mathematics_rows,
+        "spectrum": spectra.table,
     }
     if what not in tables:
         raise UserError(f"benchmark={what} has no table{did_you_mean(what, tables)}")
@@ -215,3 +218,21 @@ def _widths_rows(found: dict[str, Any]) -> list[list[str]]:
         for name, each in names.items()
     ]
     return [[*header, "power of the width"], *rows]
+
+
+def _mathematics_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    header = ["function", "size", "ours, ms", "compile, s", "oracle", "its time, ms"]
+    rows = [
+        [
+            row["function"],
+            row["size"],
+            f"{1e3 * row['seconds']:.3g}",
+            f"{row['compile_seconds']:.2f}",
+            row["oracle"],
+            f"{1e3 * row['oracle_seconds']:.3g}",
+            f"{row['times_faster']:.2f}",
+            f"{row['apart']:.0e}",
+        ]
+        for row in results
+    ]
+    return [[*header, "times faster", "apart"], *rows]

@@ -36,6 +36,7 @@ from experiments.configuration import did_you_mean
 from experiments.entry import guarded
 from experiments.errors import UserError
 from experiments.files import write_whole
+from experiments.measurements import spectra
 from experiments.papers import bibliography, maps, pages
 from experiments.papers.claims import judge_page
 from experiments.papers.facts import Page
@@ -83,7 +84,8 @@ class Survey:
     def documents(self) -> list[Path]:
         """Every Markdown file that may hold markers."""
         pages = sorted((self.root / "papers").glob("*.md"))
-        return [self.root / "README.md", self.root / KERNELS / "README.md", *pages]
+        rooms = [self.root / room / "README.md" for room in (".", "algorithms", KERNELS)]
+        return [*rooms, *pages]
 
     def embedded(self) -> list[Record]:
         """The float model, and all compressions of it on the same windows."""
@@ -135,6 +137,9 @@ class Survey:
             if rows := record.get("results", {}).get("optimizers"):
                 path = figures / f"{name.removeprefix('benchmark-')}.png"
                 yield Picture(path, functools.partial(race.picture, rows), race.digest(rows))
+            if found := record.get("results", {}).get("spectrum"):
+                path, rows = figures / f"{name.removeprefix('benchmark-')}.png", found["rows"]
+                yield Picture(path, functools.partial(spectra.picture, rows), spectra.digest(rows))
         for found in kernel_report.pictures(self.devices, self.root / KERNELS / "figures"):
             yield Picture(*found)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from algorithms import clustering
 from algorithms.clustering import first_least, kmeans, nearest
@@ -66,6 +67,20 @@ def test_equals_a_slow_lloyd_from_the_same_centroids(k, init, weighted):
     np.testing.assert_allclose(found.centroids, centroids, atol=1e-10)
     np.testing.assert_array_equal(found.assignment, assignment)
     np.testing.assert_allclose(found.inertia, history, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_is_scikit_learns_from_the_same_centroids(weighted):
+    x = points(3, n=200)
+    v = np.random.default_rng(1).exponential(size=len(x)) if weighted else None
+    weights = None if v is None else jnp.asarray(v)
+    same = kmeans(jax.random.key(1), jnp.asarray(x), 6, weights=weights, steps=0)
+    theirs = KMeans(6, init=np.asarray(same.centroids), n_init=1, max_iter=40, tol=0)
+    theirs = theirs.fit(x, sample_weight=v)
+    found = kmeans(jax.random.key(1), jnp.asarray(x), 6, weights=weights, steps=40)
+    np.testing.assert_array_equal(found.assignment, theirs.labels_)
+    np.testing.assert_allclose(found.centroids, theirs.cluster_centers_, atol=1e-10)
+    np.testing.assert_allclose(found.inertia[-1], theirs.inertia_, rtol=1e-10)
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random"])

@@ -24,7 +24,7 @@ def mine():
     module = types.ModuleType("mine")
     sys.modules["mine"] = module
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(examples) == 2 and all(len(e.splitlines()) <= 40 for e in examples)
+    assert len(examples) == 3 and all(len(e.splitlines()) <= 40 for e in examples)
     for example in examples:
         exec(compile(example, str(README), "exec"), module.__dict__)
     yield module
@@ -61,3 +61,11 @@ def test_a_scoring_rule_of_ones_own_leaves_the_block_as_it_is(mine):
     assert not np.allclose(model.mlp.gate.kernel[...], before)
     for flow, y in zip(flows, expected, strict=True):
         np.testing.assert_allclose(model(flow.residual, flow.positions)[0], y, atol=1e-4)
+
+
+def test_a_damped_step_solves_the_damped_system(mine):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)), jnp.float32)
+    y = jnp.ones(20)
+    step = mine.damped_step(lambda w: x @ w, lambda out: jnp.sum((out - y) ** 2), jnp.zeros(3), 1.0)
+    exact = np.linalg.solve(2 * x.T @ x + np.eye(3), -2 * x.T @ y)
+    np.testing.assert_allclose(step, exact, rtol=1e-3)

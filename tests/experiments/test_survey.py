@@ -44,6 +44,8 @@ def rendered(tmp_path_factory):
     (root / "README.md").write_text(README)
     (root / "kernels").mkdir()
     (root / "kernels" / "README.md").write_text("# kernels\n")
+    (root / "algorithms").mkdir()
+    (root / "algorithms" / "README.md").write_text("# algorithms\n")
     shutil.copy(records.ROOT / "kernels" / "measured.py", root / "kernels")
     (root / survey.RESULTS).mkdir()
     (root / survey.FIGURES).mkdir()
