@@ -1,8 +1,8 @@
 """A slow NumPy float64 port of the official code of OATS.
 
 github.com/stephenqz/OATS at commit 776d36a (no licence file): `altern_ls` in OATS/prune_oats.py,
-and the shares that `prune_oats` gives it. Only equations and constants were taken, none of the code.
-Weights are [o, i].
+and the shares that `prune_oats` gives it. Only equations and constants were taken, none of the
+code. Weights are [o, i].
 """
 
 import numpy as np

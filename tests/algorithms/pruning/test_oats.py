@@ -99,10 +99,10 @@ def test_the_graph_grows_with_neither_width_nor_turns():
     "settings, sentence",
     [
         (
-            {"rank_ratio": 0},
-            "rank_ratio=0 must be between 0 and 1.*algorithm=wanda.*algorithm=asvd",
+            {"rank_ratio": 0.0},
+            "rank_ratio=0.0 must be .* algorithm=wanda.*algorithm=asvd",
         ),
-        ({"rank_ratio": 1}, "rank_ratio=1 must be between 0 and 1"),
+        ({"rank_ratio": 1.0}, "rank_ratio=1.0 must be between 0 and 1"),
         ({"sparsity": 1.5}, "sparsity=1.5 must be from 0"),
         ({"keep": 3, "block": 4, "rank_ratio": 0.5}, "are 1.50 times the parameters of a weight"),
         ({"iterations": 0}, "iterations=0 must be positive"),
