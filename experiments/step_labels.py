@@ -47,8 +47,6 @@ def step_label(step: Mapping[str, Any]) -> str:
         words.append(f"rank {step['rank']}")
     if "ratio" in step:
         words.append(f"{100 * step['ratio']:g} % left")
-    if step.get("whitening") is False:
-        words.append("update only")
     if step.get("block") is not None:
         words.append(f"{step['keep']}:{step['block']}")
     elif "sparsity" in step:

@@ -98,15 +98,16 @@ def decompose(w: Float[Array, "o i"], d: Float[Array, " i"], config: OATSConfig)
     """S + L; d counts up to a factor. Raises ValueError if no rank is left for L."""
     largest = d.max()
     d = d / jnp.where(largest > 0, largest, 1)
+    there = (w != 0).any(1, keepdims=True)  # rows of zeros get no rounding errors
 
     def step(carry, _):
         u, s = carry
         left = w - u @ (u.T @ (w - s))
         s = jnp.where(chosen(left, d, config.pattern), left, 0)
-        return (turned(u, (w - s) * d, config.orthogonal_iterations), s), None
+        return (there * turned(u, (w - s) * d, config.orthogonal_iterations), s), None
 
-    start = projection.leading(w * d, config.ranks.rank(w.shape)), jnp.zeros_like(w)
-    (u, s), _ = lax.scan(step, start, length=config.iterations - 1)
+    u = there * projection.leading(w * d, config.ranks.rank(w.shape))
+    (u, s), _ = lax.scan(step, (u, jnp.zeros_like(w)), length=config.iterations - 1)
     low = projection.project(w - s, u, jnp.dtype(config.dtype))
     left = w - low.dequantize(w.dtype)  # of L as it is stored
     mask = chosen(left, d, config.pattern)

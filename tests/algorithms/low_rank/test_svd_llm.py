@@ -10,7 +10,7 @@ from algorithms.formats import integer
 from algorithms.low_rank.asvd import asvd
 from algorithms.low_rank.ranks import Ratio
 from algorithms.low_rank.svd import svd
-from algorithms.low_rank.svd_llm import fitted, svd_llm, truncation_losses
+from algorithms.low_rank.svd_llm import fitted, require_factors, svd_llm, truncation_losses
 from algorithms.quantization.gptq import gptq
 from algorithms.quantization.rtn import rtn
 from algorithms.quantization.smoothquant import smoothquant
@@ -95,7 +95,7 @@ def test_the_whole_rank_gives_the_weight_back(shape, monkeypatch):
 def test_the_update_makes_up_for_a_rounded_factor():
     """It is fitted to B as it is stored; without rounding it has nothing to do."""
     w, x = layer(5, o=32, i=64, n=300)
-    factors = rtn(format=integer(bits=3, group_size=None))
+    factors = rtn(format=integer(bits=2, group_size=None))
 
     def lost(update, factors):
         tensor, _ = compress(svd_llm(ratio=0.6, update=update, factors=factors), w, x)
@@ -185,13 +185,14 @@ def test_the_graph_does_not_grow_with_width(o):
         ({"ratio": 1.0}, "ratio=1.0 must be between 0 and 1"),
         ({"rank_multiple": 0}, "rank_multiple=0 must be positive"),
         ({"whitening": False, "update": False}, "whitening=False with update=False.*algorithm=svd"),
-        ({"factors": smoothquant()}, "factors are compressed by a method of single layers"),
         ({"factors": asvd()}, "factors are compressed by a method of single layers"),
     ],
 )
 def test_refuses_settings_that_mean_nothing(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         svd_llm(**settings)
+    with pytest.raises(ValueError, match="choose rtn, gptq or hqq"):
+        require_factors(smoothquant())
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_it_is_the_official_code(x64, keep, block, iterations):
 @pytest.mark.parametrize("keep, block", [(None, None), (2, 8)])
 def test_it_keeps_what_it_says(keep, block):
     w, x = layer(1, o=64, i=96)
-    tensor = compressed(oats(keep=keep, block=block), w.astype(np.float32), x)
+    tensor = compressed(oats(keep=keep, block=block, iterations=2), w.astype(np.float32), x)
     assert isinstance(tensor, SumTensor) and isinstance(tensor.correction, LowRankTensor)
     assert isinstance(tensor.base, SparseTensor if keep is None else BlockSparseTensor)
     kept = int(tensor.base.alive().sum())
@@ -49,29 +49,16 @@ def test_it_keeps_what_it_says(keep, block):
 
 
 def test_each_turn_lowers_the_error_and_it_ends_below_either_alone():
-    w, x = layer(2, o=64, i=96)
-    w = (w + 3 * np.outer(*np.random.default_rng(0).normal(size=(2, 160)))[:64, :96]).astype("f4")
+    w, x = layer(2, o=32, i=48)
+    w = (w + 3 * np.outer(*np.random.default_rng(0).normal(size=(2, 48)))[:32]).astype("f4")
     left = [
         weighed(w, compressed(oats(iterations=n, orthogonal_iterations=8), w, x).dequantize(), x)
-        for n in (1, 4, 20)
+        for n in (1, 4, 16)
     ]
     assert left[0] > left[1] > left[2]
     for other in (wanda(sparsity=0.5), asvd(ratio=0.5, alpha=1)):
-        stats = other.observe(other.init(96), jnp.asarray(x, jnp.float32))
+        stats = other.observe(other.init(48), jnp.asarray(x, jnp.float32))
         assert left[2] < weighed(w, other.compress(jnp.asarray(w), stats).dequantize(), x)
-
-
-def test_finds_a_matrix_that_is_sparse_and_of_low_rank(x64):
-    """Where few entries are large, and the rest has its rank, nothing is lost."""
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=(48, 2)) @ rng.normal(size=(2, 64))
-    w += np.where(rng.random(w.shape) < 0.05, 20 * rng.normal(size=w.shape), 0)
-    x = rng.normal(size=(100, 64)) * np.exp(rng.normal(size=64))
-    settings = {"sparsity": 0.8, "rank_ratio": 0.4}
-    found = compressed(oats(**settings, iterations=60, dtype="float64"), w, x)
-    assert found.correction.rank == 2
-    assert weighed(w, found.dequantize(), x) < 1e-8 < weighed(w, compressed(
-        oats(**settings, iterations=1, dtype="float64"), w, x).dequantize(), x)  # fmt: skip
 
 
 def test_finite_on_dead_inputs_zero_rows_and_zero_layers():
@@ -98,10 +85,7 @@ def test_the_graph_grows_with_neither_width_nor_turns():
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        (
-            {"rank_ratio": 0.0},
-            "rank_ratio=0.0 must be .* algorithm=wanda.*algorithm=asvd",
-        ),
+        ({"rank_ratio": 0.0}, "rank_ratio=0.0 must be .*algorithm=wanda.*algorithm=asvd"),
         ({"rank_ratio": 1.0}, "rank_ratio=1.0 must be between 0 and 1"),
         ({"sparsity": 1.5}, "sparsity=1.5 must be from 0"),
         ({"keep": 3, "block": 4, "rank_ratio": 0.5}, "are 1.50 times the parameters of a weight"),

@@ -66,7 +66,9 @@ def test_a_tensor_comes_back_as_it_was(name, tmp_path):
     assert found.storage_bits() == tensor.storage_bits()
 
 
-@pytest.mark.parametrize("name", ["aqlm", "static activations", "qtip", "wanda", "factors in codes", "oats"])
+@pytest.mark.parametrize(
+    "name", ["aqlm", "static activations", "qtip", "wanda", "factors in codes", "oats"]
+)
 @pytest.mark.some("qtip", "wanda", "factors in codes", "oats")
 def test_weights_of_experts_come_back_too(name, tmp_path):
     tensor, x = compressed(METHODS[name])
