@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
-    "aqlm": "AQLM", "asvd": "ASVD", "awq": "AWQ", "autoround": "AutoRound", "efficient_qat": "EfficientQAT",
-    "eora": "EoRA", "gptaq": "GPTAQ",
+    "aqlm": "AQLM", "asvd": "ASVD", "awq": "AWQ", "autoround": "AutoRound",
+    "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ",
     "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "magnitude": "Magnitude",
     "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP",
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
