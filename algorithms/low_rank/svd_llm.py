@@ -56,10 +56,10 @@ def svd_llm(
 ) -> LayerwiseMethod:
     """Keep what does most in the output, in two factors with `ratio` of the parameters.
 
-    whitening, update: either without the other are the paper's (W) and (U). rank_multiple: what the
-    rank is rounded down to. factors: a method that compresses A and B as layers of their own, B
-    for x and A for B x. dtype: of the factors without one. Raises ValueError for settings outside
-    their ranges.
+    whitening: ranks are chosen in the norm of the output, else in that of the weight. update: A is
+    fitted to B as it is stored. rank_multiple: what the rank is rounded down to. factors: a method
+    that compresses A and B as layers of their own, B for x and A for B x. dtype: of the factors
+    without one. Raises ValueError for settings outside their ranges.
     """
     config = SVDLLMConfig(
         ranks=Ratio(ratio=ratio, rank_multiple=rank_multiple), whitening=whitening,
