@@ -17,6 +17,7 @@ SHAPES = [(12, 20), (30, 20)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.some(2)
 def test_equals_the_official_code(x64, shape, alpha):
     w, x = layer(0, *shape)
     batches = np.split(x, 4)
@@ -51,6 +52,7 @@ def test_without_weighing_inputs_it_is_the_svd(x64):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.some(1)
 def test_it_is_the_best_of_its_rank_in_its_own_norm(alpha):
     w, x = layer(3)
     tensor, stats = compress(asvd(ratio=0.5, alpha=alpha), w, x)
@@ -74,7 +76,7 @@ def test_it_loses_less_of_the_output_where_inputs_differ_in_size():
     assert lost[0] < lost[1] < lost[2]
 
 
-@pytest.mark.parametrize("method", [svd(), asvd(), asvd(alpha=0)])
+@pytest.mark.parametrize("method", [svd(), asvd()])
 def test_finite_on_dead_inputs_zero_rows_and_zero_layers(method):
     w, x = layer(5)
     x[:, 5], w[3] = 0, 0

@@ -56,13 +56,13 @@ def test_what_is_lost_is_the_discarded_energy_of_every_rank(x64, shape):
     np.testing.assert_allclose(losses[0], output_norm(w, x), rtol=1e-9)
     s = np.linalg.svd(w @ np.linalg.cholesky(x.T @ x), compute_uv=False)
     np.testing.assert_allclose(losses[:-1], np.cumsum(s[::-1] ** 2)[::-1], rtol=1e-7)
-    for ratio in (0.3, 0.8):
-        tensor = exact(svd_llm(ratio=ratio, dtype="float64"), w, x)
-        left = output_norm(w - tensor.dequantize(), x)
-        np.testing.assert_allclose(left, losses[tensor.rank], rtol=1e-6)
+    tensor = exact(svd_llm(ratio=0.6, dtype="float64"), w, x)
+    left = output_norm(w - tensor.dequantize(), x)
+    np.testing.assert_allclose(left, losses[tensor.rank], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.some(1)
 def test_no_other_matrix_of_its_rank_loses_less(shape):
     """And a fit to activations never loses more than the truncation that it begins with."""
     w, x = layer(3, *shape)
@@ -77,12 +77,13 @@ def test_no_other_matrix_of_its_rank_loses_less(shape):
     refitted = lost(svd_llm(ratio=0.5, whitening=False))
     assert best < refitted < plain and best < lost(asvd(ratio=0.5))
     root, rng = np.linalg.cholesky(x.T @ x), np.random.default_rng(0)
-    for _ in range(10):  # the best in a row space at random, in the same norm
+    for _ in range(5):  # the best in a row space at random, in the same norm
         inputs = np.linalg.qr(root.T @ rng.normal(size=(20, official.rank(shape, 0.5))))[0]
         assert best < np.sum((w @ root - w @ root @ inputs @ inputs.T) ** 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.some(1)
 def test_the_whole_rank_gives_the_weight_back(shape, monkeypatch):
     w, x = layer(4, *shape)
     monkeypatch.setattr(Ratio, "rank", lambda self, shape: min(shape))
@@ -147,6 +148,7 @@ def test_a_seeded_method_of_factors_gets_its_key():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("whitening", [True, False])
+@pytest.mark.some(2)
 def test_finite_on_dead_inputs_few_tokens_zero_rows_and_zero_layers(shape, whitening):
     """Where the official code raises eigenvalues, or inverts."""
     w, x = layer(9, *shape)
