@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
-    "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "efficient_qat": "EfficientQAT",
-    "eora": "EoRA", "gptaq": "GPTAQ",
+    "aqlm": "AQLM", "asvd": "ASVD", "awq": "AWQ", "autoround": "AutoRound",
+    "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ",
     "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "magnitude": "Magnitude",
-    "omniquant": "OmniQuant", "qtip": "QTIP",
+    "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP",
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
-    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svdquant": "SVDQuant", "wanda": "Wanda",
+    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD",
+    "svd_llm": "SVD-LLM", "svdquant": "SVDQuant", "wanda": "Wanda",
 }  # fmt: skip
 TRAINED = {
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
@@ -44,12 +45,16 @@ def step_label(step: Mapping[str, Any]) -> str:
         words.append(f"{step['codebooks']}x{step['codebook_bits']}")
     if "rank" in step:
         words.append(f"rank {step['rank']}")
+    if "ratio" in step:
+        words.append(f"{100 * step['ratio']:g} % left")
     if step.get("block") is not None:
         words.append(f"{step['keep']}:{step['block']}")
     elif "sparsity" in step:
         words.append(f"{100 * step['sparsity']:g} %")
     if step.get("format") and name not in ("awq", "spinquant"):  # which are not of weights
         words += _format_words(step["format"])
+    if step.get("factors"):
+        words.append(f"in {step_label(step['factors'])}")
     return " ".join(words)
 
 

@@ -1,1 +1,1 @@
-"""Corrections of low rank around any one-shot method, one file per paper."""
+"""Weights of low rank, and corrections of low rank around any method, one file per paper."""

@@ -8,12 +8,12 @@ so that ‖(E - A B) X‖² = Σ_{j>k} Σ_jj², the least that rank k can leave.
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from algorithms import hessian
 from algorithms.layerwise import LayerwiseMethod, WithOwn, beside
 from algorithms.low_rank import projection
+from algorithms.low_rank.projection import leading_in_output
 
 
 def eora(*, rank: int = 32) -> Callable[[LayerwiseMethod], LayerwiseMethod]:
@@ -22,22 +22,18 @@ def eora(*, rank: int = 32) -> Callable[[LayerwiseMethod], LayerwiseMethod]:
 
     def wrap(method: LayerwiseMethod) -> LayerwiseMethod:
         if method.observe is hessian.observe:  # it has G already
-            return projection.corrected(method, lambda e, stats: basis(e, stats.gram, rank))
+            return projection.corrected(
+                method, lambda e, stats: leading_in_output(e, stats.gram, rank)
+            )
         paired = beside(method, hessian.init, hessian.observe)._replace(
             error=lambda w, approximation, stats: hessian.output_error(w, approximation, stats.own),
             notes=lambda stats: _notes(method, stats),
         )
-        return projection.corrected(paired, lambda e, stats: basis(e, stats.own.gram, rank))
+        return projection.corrected(
+            paired, lambda e, stats: leading_in_output(e, stats.own.gram, rank)
+        )
 
     return wrap
-
-
-def basis(e: Float[Array, "o i"], gram: Float[Array, "i i"], rank: int) -> Float[Array, "o r"]:
-    """U_k. Only its span counts, so where E has few rows E G Eᵀ serves, without Q'."""
-    if e.shape[0] <= e.shape[1]:
-        return projection.top_eigenvectors(e @ gram @ e.T, rank)
-    values, q = jnp.linalg.eigh(gram)
-    return projection.leading(e @ (q * jnp.sqrt(jnp.maximum(values, 0))), rank)
 
 
 def _notes(method: LayerwiseMethod, stats: WithOwn) -> dict[str, Array]:

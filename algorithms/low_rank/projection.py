@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from algorithms.layerwise import LayerwiseMethod, Statistics
@@ -37,14 +38,41 @@ def top_eigenvectors(gram: Float[Array, "n n"], rank: int) -> Float[Array, "n r"
     return vectors[:, ::-1][:, : min(rank, len(gram))]
 
 
-def project(e: Float[Array, "o i"], u: Float[Array, "o r"]) -> LowRankTensor:
-    """U Uᵀ E as factors in float16, each pair of a column and a row scaled to one magnitude."""
+def leading_in_output(
+    e: Float[Array, "o i"], gram: Float[Array, "i i"], rank: int
+) -> Float[Array, "o r"]:
+    """Those of E R for G = X Xᵀ = R Rᵀ: of what E does to the activations.
+
+    Only their span counts, so where E has few rows E G Eᵀ serves, without R.
+    """
+    if e.shape[0] <= e.shape[1]:
+        return top_eigenvectors(e @ gram @ e.T, rank)
+    return leading(e @ root(gram), rank)
+
+
+def root(gram: Float[Array, "i i"]) -> Float[Array, "i i"]:
+    """Some R with R Rᵀ = G, which may be singular."""
+    values, q = jnp.linalg.eigh(gram)
+    return q * jnp.sqrt(jnp.maximum(values, 0))
+
+
+def project(
+    e: Float[Array, "o i"], u: Float[Array, "o r"], dtype: DTypeLike = jnp.float16
+) -> LowRankTensor:
+    """U Uᵀ E as factors in `dtype`."""
+    a, b = factors(e, u)
+    return LowRankTensor(a.astype(dtype), b.astype(dtype))
+
+
+def factors(
+    e: Float[Array, "o i"], u: Float[Array, "o r"]
+) -> tuple[Float[Array, "o r"], Float[Array, "r i"]]:
+    """U and Uᵀ E, each pair of a column and a row scaled to one magnitude."""
     # Rows without an error get no correction, not one of rounding errors.
     a, b = jnp.where((e == 0).all(1, keepdims=True), 0, u), u.T @ e
     size_a, size_b = jnp.abs(a).max(0), jnp.abs(b).max(1)
     balance = jnp.where((size_a == 0) | (size_b == 0), 1, jnp.sqrt(size_b / size_a))
-    a, b = a * balance, b / balance.reshape(-1, 1)
-    return LowRankTensor(a.astype(jnp.float16), b.astype(jnp.float16))
+    return a * balance, b / balance.reshape(-1, 1)
 
 
 def require_rank(rank: int) -> None:

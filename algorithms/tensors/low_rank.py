@@ -19,11 +19,14 @@ class LowRankTensor(CompressedTensor):
     """W = A B: r (o + i) numbers in place of o i."""
 
     # A pytree's leaves are not always arrays (shapes, shardings): `validate` checks, not types.
-    a: Any  # Float16[Array, "o r"]
-    b: Any  # Float16[Array, "r i"]
+    a: Any  # Float16[Array, "o r"], or a compressed tensor of that shape
+    b: Any  # Float16[Array, "r i"], or a compressed tensor of that shape
 
     def validate(self) -> None:
         """Raise ValueError unless the factors fit together."""
+        for factor in (self.a, self.b):
+            if isinstance(factor, CompressedTensor):
+                factor.validate()
         if len(self.a.shape) != 2 or self.a.shape[1:] != self.b.shape[:1]:
             raise ValueError(f"a.shape={self.a.shape} and b.shape={self.b.shape} have no product.")
 
@@ -35,22 +38,45 @@ class LowRankTensor(CompressedTensor):
     def rank(self) -> int:
         return self.b.shape[0]
 
+    @property
+    def online(self) -> bool:
+        return any(isinstance(f, CompressedTensor) and f.online for f in (self.a, self.b))
+
     def dequantize(self, dtype: DTypeLike | None = None) -> Float[Array, "o i"]:
-        wide = jnp.promote_types(self.a.dtype, jnp.float32)
-        return (self.a.astype(wide) @ self.b.astype(wide)).astype(dtype or wide)
+        a, b = (_dense(factor) for factor in (self.a, self.b))
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        return (a.astype(wide) @ b.astype(wide)).astype(dtype or wide)
 
     def matmul(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
         """(x Bᵀ) Aᵀ: through r numbers per token."""
-        return (x @ self.b.astype(x.dtype).T) @ self.a.astype(x.dtype).T
+        return _product(_product(x, self.b), self.a)
 
     def unpacked(self, dtype: DTypeLike | None = None) -> "LowRankTensor":
-        """The factors are dense already: only their dtype changes."""
-        dtype = dtype or self.a.dtype
-        return LowRankTensor(self.a.astype(dtype), self.b.astype(dtype))
+        """Dense factors: there are fewer numbers in them than in their product."""
+        return LowRankTensor(*(_unpacked(factor, dtype) for factor in (self.a, self.b)))
 
     def split(self, rows: Sequence[int]) -> "list[LowRankTensor]":
         """Pieces of A, each with a copy of B."""
+        if isinstance(self.a, CompressedTensor):
+            return [LowRankTensor(piece, self.b) for piece in self.a.split(rows)]
         return [LowRankTensor(self.a[s], self.b) for s in spans(rows)]
+
+
+def _dense(factor: Any) -> Array:
+    return factor.dequantize() if isinstance(factor, CompressedTensor) else factor
+
+
+def _product(x: Float[Array, "*m c"], factor: Any) -> Array:
+    """x Fᵀ in x's dtype."""
+    if isinstance(factor, CompressedTensor):
+        return factor.matmul(x)
+    return x @ factor.astype(x.dtype).T
+
+
+def _unpacked(factor: Any, dtype: DTypeLike | None) -> Any:
+    if not isinstance(factor, CompressedTensor):
+        return factor if dtype is None else factor.astype(dtype)
+    return factor.unpacked(dtype) if factor.online else factor.dequantize(dtype)
 
 
 @functools.partial(

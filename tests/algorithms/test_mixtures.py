@@ -11,6 +11,8 @@ from flax import nnx
 from algorithms import hessian, mixtures, surgery, walk
 from algorithms.blockwise import learn_block
 from algorithms.formats import integer
+from algorithms.low_rank.svd_llm import svd_llm
+from algorithms.pruning.oats import oats
 from algorithms.quantization.autoround import autoround
 from algorithms.quantization.gptaq import gptaq
 from algorithms.quantization.gptq import gptq
@@ -26,6 +28,7 @@ CONFIG = DecoderConfig(
     vocabulary=11, hidden=24, layers=1, heads=3, kv_heads=1, head_size=8, feed_forward=32,
     context=64, experts=MIXING,
 )  # fmt: skip
+SHORT = integer(bits=4, group_size=4, scale_dtype="float32")  # groups of ranks
 EXPERTS = ["mlp.experts.gate", "mlp.experts.up", "mlp.experts.down"]
 
 
@@ -106,6 +109,29 @@ def test_each_expert_is_solved_by_the_tokens_it_gets():
         alone = method.compress(w[expert], stats).dequantize()
         found = [result.tensors[path].dequantize()[expert] for path in EXPERTS[:2]]
         np.testing.assert_allclose(jnp.concatenate(found), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [svd_llm(rank_multiple=4, factors=gptq(format=SHORT)), oats(iterations=2)]
+)
+def test_each_expert_has_factors_of_its_own(method):
+    """Two tensors within one, every array with an axis of experts."""
+    tensors = walk.compress_block(
+        block(), flows(), lambda path: method if path in EXPERTS[:2] else None
+    ).tensors
+    moving = at_site(block(), flows(), "experts.input")
+    for expert, path in ((0, EXPERTS[0]), (3, EXPERTS[1])):
+        stats = method.observe(method.init(24), jnp.asarray(rows_of(moving, expert)))
+        alone = method.compress(weight(block(), path)[expert], stats).dequantize()
+        np.testing.assert_allclose(tensors[path].dequantize()[expert], alone, atol=2e-3)
+    packed, dense = block(), block()
+    for path, tensor in tensors.items():
+        tensor.validate()
+        surgery.compress_linear(packed, path, tensor)
+    walk.set_weights(dense, tensors)
+    (flow, *_) = flows()
+    run = nnx.jit(lambda made, flow: made(flow.residual, flow.positions)[0])
+    np.testing.assert_allclose(run(packed, flow), run(dense, flow), rtol=1e-3, atol=1e-4)
 
 
 def test_an_expert_without_tokens_is_calibrated_on_all_of_them():

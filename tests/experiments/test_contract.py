@@ -27,6 +27,7 @@ ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml")
 
 # Beside the defaults: what a tiny model needs.
 TINY = {
+    "oats": ["algorithm.iterations=3"],
     "sparsegpt": ["algorithm/format=int", "algorithm.format.group_size=32"],
     "rtn": ["algorithm.format.group_size=32"],
     "gptq": ["algorithm.format.group_size=32"],

@@ -194,9 +194,17 @@ def test_what_it_cannot_hold_is_refused_before_anything_is_computed(
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_algorithm_without_a_format_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match="no place for points of a lattice"):
-        compress.run(config("algorithm=quip_sharp", "algorithm.bits=2", BESIDE))
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        (["algorithm=quip_sharp", "algorithm.bits=2"], "no place for points of a lattice"),
+        (["algorithm=svd_llm"], "no place for a product of two matrices"),
+        (["algorithm=oats"], "no place for a low-rank sum .* another algorithm than oats"),
+    ],
+)
+def test_an_algorithm_without_a_format_is_refused(config, tmp_path, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compress.run(config(*settings, BESIDE))
     assert not (tmp_path / "runs").exists()
 
 

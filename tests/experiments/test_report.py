@@ -6,6 +6,7 @@ from rich.console import Console
 
 from experiments import plots, report
 from experiments.errors import UserError
+from experiments.step_labels import step_label
 
 
 def record(method=None, bits=4, losses=(3.0, 3.2, 3.4), **algorithm):
@@ -55,6 +56,9 @@ def test_labels_say_what_was_done():
     assert report.label(record("x.rtn", group_size=None, symmetric=True)) == (
         "RTN 4 bit per channel symmetric"
     )
+    inner = record("x.gptq")["config"]["algorithm"]
+    factorized = {"_target_": "x.svd_llm", "ratio": 0.8, "factors": inner}
+    assert step_label(factorized) == "SVD-LLM 80 % left in GPTQ 4 bit g64"
 
 
 def test_differences_are_paired_by_window():

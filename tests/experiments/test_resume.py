@@ -19,6 +19,8 @@ from tests.experiments import tiny
 
 GPTQ = ["algorithm=gptq", "algorithm.format.group_size=32", "algorithm.format.bits=3"]
 RTN = ["algorithm=rtn", "algorithm.format.group_size=32"]
+FACTORS = ["algorithm=svd_llm", "algorithm@algorithm.factors=gptq", "algorithm.rank_multiple=8",
+           "algorithm.factors.format.group_size=8"]  # fmt: skip
 SCALED = ["scaling=awq", *GPTQ, "activations=int8_token", "correction=eora", "correction.rank=2",
           "rules=[{match: '.*attention.o', algorithm: null}]"]  # fmt: skip
 LEARNED = ["scaling=smoothquant", "algorithm=autoround", "algorithm.steps=4", *GPTQ[1:]]
@@ -64,6 +66,7 @@ def interrupt(monkeypatch, part, error, *, when="before"):
         (GPTQ, "embed", "after"),
         ([*GPTQ, "walk.sequential=false"], "blocks.1", "before"),
         (["algorithm=wanda", "walk.sequential=block"], "blocks.1", "before"),
+        pytest.param(FACTORS, "blocks.1", "before", marks=pytest.mark.slow),
         (SCALED, "blocks.1", "before"),
         *(
             pytest.param(settings, "blocks.1", "before", marks=pytest.mark.slow)

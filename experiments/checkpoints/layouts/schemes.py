@@ -17,7 +17,8 @@ Args = Mapping[str, Any]
 BLOCK = 128  # rows and columns of the one block size that servers know
 E4M3 = "float8_e4m3fn"
 NO_PLACE = {
-    tensors.SumTensor: "a low-rank sum beside the weight; leave it out with correction=none",
+    tensors.SumTensor: "a low-rank sum beside the weight; leave it out with correction=none, or "
+    "take another algorithm than oats",
     tensors.LowRankTensor: "a product of two matrices; quantize the weight instead",
     tensors.CodebookTensor: "vectors of a codebook; take algorithm=gptq or another with a format",
     tensors.LatticeTensor: "points of a lattice; take algorithm=gptq or another with a format",

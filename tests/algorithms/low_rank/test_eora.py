@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from algorithms import hessian
-from algorithms.low_rank.eora import basis, eora
+from algorithms.low_rank.eora import eora
 from algorithms.low_rank.lqer import lqer
+from algorithms.low_rank.projection import leading_in_output
 from tests.algorithms.integers import gptq, rtn
 from tests.algorithms.low_rank import official
 from tests.algorithms.low_rank.layers import compress, layer, losing, observed, output_norm
@@ -22,7 +23,7 @@ def test_equals_the_official_code(shape, rank):
     e, x = layer(rank, *shape)
     b, a = official.eora(e, official.eora_moment([x]), rank)  # one batch: plain X Xᵀ
     with jax.enable_x64(True):
-        u = basis(jnp.asarray(e), jnp.asarray(x.T @ x), rank)
+        u = leading_in_output(jnp.asarray(e), jnp.asarray(x.T @ x), rank)
         np.testing.assert_allclose(u @ (u.T @ e), b @ a, atol=1e-8)
     tensor, _ = compress(eora(rank=rank)(losing(e)), 0 * e, x)
     np.testing.assert_allclose(tensor.correction.dequantize(), b @ a, atol=5e-3)
@@ -107,7 +108,7 @@ def test_beats_rounding_with_as_many_bits():
 def test_the_graph_does_not_grow_with_width(o):
     def size(i):
         shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((o, i), (i, i))]
-        return equations(jax.make_jaxpr(lambda e, g: basis(e, g, 4))(*shapes).jaxpr)
+        return equations(jax.make_jaxpr(lambda e, g: leading_in_output(e, g, 4))(*shapes).jaxpr)
 
     assert size(100) == size(20) < 200
 

@@ -99,3 +99,23 @@ def test_refuses_parts_that_do_not_fit():
         ValueError, match=r"base.shape=\(10, 16\) is not correction.shape=\(4, 16\)"
     ):
         SumTensor(base, correction.split([4, 6])[0]).validate()
+
+
+def test_factors_may_be_compressed_themselves():
+    _, plain, x = parts()
+    method = rtn(bits=8, group_size=None)
+    a, b = (method.compress(f.astype(jnp.float32), None) for f in (plain.a, plain.b))
+    tensor = LowRankTensor(a, b)
+    tensor.validate()
+    assert (tensor.shape, tensor.rank, tensor.online) == ((10, 16), 3, False)
+    assert tensor.storage_bits() == a.storage_bits() + b.storage_bits()
+    expected = np.asarray(a.dequantize(), np.float64) @ np.asarray(b.dequantize(), np.float64)
+    for form in (tensor, tensor.unpacked(jnp.float32)):
+        np.testing.assert_allclose(form.dequantize(), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(form.matmul(x), x @ expected.T, rtol=1e-4, atol=1e-4)
+    assert tensor.unpacked(jnp.float16).a.dtype == jnp.float16
+    for piece, rows in zip(tensor.split([4, 6]), (slice(4), slice(4, 10)), strict=True):
+        piece.validate()
+        np.testing.assert_allclose(piece.dequantize(), expected[rows], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="have no product"):
+        LowRankTensor(a, b.split([2, 1])[0]).validate()

@@ -1,5 +1,7 @@
 """Every compressed tensor comes back from a checkpoint as it went in, bit for bit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from algorithms import formats, tensors
 from algorithms.activations import quantized_inputs
 from algorithms.low_rank.eora import eora
+from algorithms.low_rank.svd_llm import svd_llm
+from algorithms.pruning.oats import oats
 from algorithms.pruning.sparsegpt import sparsegpt
 from algorithms.pruning.wanda import wanda
 from algorithms.quantization.aqlm import aqlm
@@ -30,11 +34,14 @@ METHODS = {
     "qtip": qtip(bits=2, state_bits=8),
     "aqlm": aqlm(codebooks=1, codebook_bits=4, rounds=1),
     "wanda": wanda(),
+    "factors in codes": svd_llm(rank_multiple=8, factors=rtn(format=formats.integer(group_size=8))),
+    "oats": oats(iterations=2),
     "sparsegpt": sparsegpt(format=formats.integer(bits=3)),
     "blocks": sparsegpt(keep=2, block=4, format=formats.nvfp4()),
 }
 
 
+@functools.cache
 def compressed(method):
     rng = np.random.default_rng(0)
     w = jnp.asarray(rng.normal(size=(64, 128)), jnp.float32)
@@ -60,8 +67,10 @@ def test_a_tensor_comes_back_as_it_was(name, tmp_path):
     assert found.storage_bits() == tensor.storage_bits()
 
 
-@pytest.mark.parametrize("name", ["aqlm", "static activations", "qtip", "wanda"])
-@pytest.mark.some("qtip", "wanda")
+@pytest.mark.parametrize(
+    "name", ["aqlm", "static activations", "qtip", "wanda", "factors in codes", "oats"]
+)
+@pytest.mark.some("qtip", "wanda", "factors in codes", "oats")
 def test_weights_of_experts_come_back_too(name, tmp_path):
     tensor, x = compressed(METHODS[name])
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), tensor)
