@@ -28,12 +28,19 @@ import numpy as np
 
 from algorithms.elements import Integer, SmallFloat
 from algorithms.formats import POWERS
-from algorithms.tensors import CompressedTensor, QuantizedTensor
+from algorithms.tensors import (
+    BlockSparseTensor,
+    CompressedTensor,
+    DenseTensor,
+    QuantizedTensor,
+    SparseTensor,
+)
 from experiments.checkpoints.layouts import grids
 from kernels import packing
 
 Type = gguf.GGMLQuantizationType
 POWERS_DTYPE = jnp.dtype(POWERS)
+NUMBERS = {"float16": Type.F16, "bfloat16": Type.BF16, "float32": Type.F32}
 FALLBACKS = {"f16": Type.F16, "f32": Type.F32}
 E2M1 = SmallFloat(name="e2m1")
 
@@ -113,6 +120,8 @@ def kind_of(tensor: CompressedTensor, fallback: str | None = None) -> Type:
     """
     if fitting := _fitting(tensor):
         return fitting[0]
+    if (numbers := _numbers(tensor)) is not None:
+        return numbers
     if fallback in FALLBACKS and not tensor.online:
         return FALLBACKS[fallback]
     if tensor.online:
@@ -197,6 +206,17 @@ def _reason(tensor: CompressedTensor) -> str:
         return f"groups of {tensor.group_size} of {tensor.columns} columns"
     kind = "symmetric" if tensor.zero is None else "asymmetric"
     return f"{kind} grids of {tensor.bits} bits in groups of {tensor.group_size}"
+
+
+def _numbers(tensor: CompressedTensor) -> Type | None:
+    """The type of what is kept of a sparse weight, if those are numbers: it holds zeros too."""
+    if not isinstance(tensor, SparseTensor | BlockSparseTensor):
+        return None
+    of_blocks = isinstance(tensor.values, DenseTensor)
+    dtype = (tensor.values.weight if of_blocks else tensor.values).dtype
+    if isinstance(tensor, BlockSparseTensor) and not of_blocks or tensor.quantized() is not None:
+        return None
+    return NUMBERS.get(str(dtype))
 
 
 def _is_mxfp4(tensor: CompressedTensor) -> bool:
