@@ -45,9 +45,16 @@ class BlockSparseTensor(CompressedTensor):
         """Whether a block's number is a byte at most, and groups of columns have whole blocks."""
         return of <= 16 and math.comb(of, keep) <= 256 and group % of == 0
 
-    def holding(self, tensor: QuantizedTensor) -> "SparseTensor | BlockSparseTensor":
-        """The same entries, of another matrix."""
-        return sparse_blocks(tensor, self.alive(), self.keep, self.of)
+    def holding(
+        self, w: Float[Array, "o i"] | QuantizedTensor
+    ) -> "SparseTensor | BlockSparseTensor":
+        """The same entries, of another matrix: its numbers in the type of these, or its codes."""
+        return sparse_blocks(w, self.alive(), self.keep, self.of, dtype=self.dtype or jnp.float16)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the numbers that are stored; None: they are codes."""
+        return self.values.weight.dtype if isinstance(self.values, DenseTensor) else None
 
     def validate(self) -> None:
         o = self.positions.shape[0]

@@ -63,9 +63,15 @@ class SparseTensor(CompressedTensor):
             bits, kept, columns, count, row_count, w.scale, w.zero, w.divisor, w.element, w.block
         )
 
-    def holding(self, tensor: QuantizedTensor) -> "SparseTensor":
-        """The same entries, of another matrix."""
-        return self.of(tensor, self.alive(), self.count, row_count=self.row_count)
+    def holding(self, w: Float[Array, "o i"] | QuantizedTensor) -> "SparseTensor":
+        """The same entries, of another matrix: its numbers in the type of these, or its codes."""
+        dtype = self.dtype or jnp.float16
+        return self.of(w, self.alive(), self.count, row_count=self.row_count, dtype=dtype)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the numbers that are stored; None: they are codes."""
+        return self.values.dtype if self.element is None else None
 
     def validate(self) -> None:
         o = self.mask.shape[0]

@@ -123,7 +123,7 @@ def _spread(alive: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _without_zeros(w: Any, alive: np.ndarray, format: str) -> CompressedTensor:
-    mask, dtype = jnp.asarray(alive), getattr(w, "dtype", None)
+    mask, dtype = jnp.asarray(alive), getattr(w, "dtype", jnp.float32)  # of numbers
     if format == TWO_OF_FOUR:
         return sparse_blocks(w, mask, 2, 4, dtype=dtype)
     counts = alive.sum(-1)

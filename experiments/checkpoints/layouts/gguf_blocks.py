@@ -31,7 +31,6 @@ from algorithms.formats import POWERS
 from algorithms.tensors import (
     BlockSparseTensor,
     CompressedTensor,
-    DenseTensor,
     QuantizedTensor,
     SparseTensor,
 )
@@ -212,11 +211,7 @@ def _numbers(tensor: CompressedTensor) -> Type | None:
     """The type of what is kept of a sparse weight, if those are numbers: it holds zeros too."""
     if not isinstance(tensor, SparseTensor | BlockSparseTensor):
         return None
-    of_blocks = isinstance(tensor.values, DenseTensor)
-    dtype = (tensor.values.weight if of_blocks else tensor.values).dtype
-    if isinstance(tensor, BlockSparseTensor) and not of_blocks or tensor.quantized() is not None:
-        return None
-    return NUMBERS.get(str(dtype))
+    return NUMBERS.get(str(tensor.dtype))
 
 
 def _is_mxfp4(tensor: CompressedTensor) -> bool:
