@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
-    "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "efficient_qat": "EfficientQAT",
-    "eora": "EoRA", "gptaq": "GPTAQ",
+    "admm": "ADMM", "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound",
+    "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ",
     "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "magnitude": "Magnitude",
     "omniquant": "OmniQuant", "qtip": "QTIP",
     "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",

@@ -194,7 +194,8 @@ def layers(
     family: Family, config: DecoderConfig, tensors: Mapping[str, CompressedTensor]
 ) -> dict[str, Any]:
     """Compressed layers by the names that the family has for them, those that it keeps in one
-    matrix joined, experts one by one, codes with those of zeros. Raises UserError for what it cannot keep so.
+    matrix joined, experts one by one, codes with those of zeros. Raises UserError for what it
+    cannot keep so.
     """
     found: dict[str, list[tuple[tuple[int, int], Any]]] = {}
     whole: dict[str, int] = {}
