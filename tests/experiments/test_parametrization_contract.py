@@ -263,3 +263,21 @@ def test_a_packed_checkpoint_is_trained_by_command(name, config):
         np.testing.assert_array_equal(old.packed, new.packed)
     assert done.record["training"]["steps"] == 2
     assert tiny.CONFIG == before.config
+
+
+def test_what_pruning_left_is_trained_by_command(config):
+    """The same bytes are stored, of other numbers; what is gone stays gone."""
+    pruned = compress.run(config("algorithm=magnitude")).checkpoint
+    done = train.run(
+        config(
+            f"model.path={pruned}", "parametrization=masked", "steps=2", "batch=2",
+            "evaluation_batch=2", "hardware.rate=1e11", name="train",
+        )
+    )  # fmt: skip
+    old, new = (Checkpoint(folder) for folder in (pruned, done.checkpoint))
+    for name, said in old.description["tensors"].items():
+        if said["kind"] == "compressed":
+            assert new.description["tensors"][name] == said
+            before, after = old.tensor(name), new.tensor(name)
+            np.testing.assert_array_equal(after.mask, before.mask)
+            assert bool(jnp.any(after.values != before.values))

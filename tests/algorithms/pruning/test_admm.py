@@ -76,7 +76,9 @@ def test_it_knows_more_than_those_before(pattern):
     assert losses[0] < losses[1] and losses[0] < 0.7 * losses[2] < losses[3]
 
 
-@pytest.mark.parametrize("settings", [{"sparsity": 0.3}, {"keep": 1, "block": 3}, {"sparsity": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"sparsity": 0.3}, {"keep": 1, "block": 3}, {"sparsity": 0.0}]
+)
 def test_so_many_are_left(settings):
     w, x = layer(6, o=5, i=9)
     x[:, 4] = 0
