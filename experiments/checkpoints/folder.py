@@ -166,12 +166,13 @@ class FolderWriter:
             raw["quantization_config"] = layout.describe(schemes)
             if config.cache is not None:
                 raw["quantization_config"] |= layout.cache(config.cache)
-        method = None if layout is None else layout.method
+        sparse = "sparsity_config" in raw.get("quantization_config", {})
         with kept_so_far(self.folder):
             self._json("config.json", raw)
             self._json(shards.INDEX, _index(entries))
             save_tokenizer(tokenizer, self.partial, longest=config.context)
-            write_whole(self.partial / "README.md", card(notes, method=method, dtype=dtype))
+            text = card(notes, method=layout and layout.method, dtype=dtype, sparse=sparse)
+            write_whole(self.partial / "README.md", text)
             self._check()
             (self.partial / ORIGIN).unlink()
             os.replace(self.partial, self.folder)

@@ -311,6 +311,8 @@ def test_pruned_weights_leave_bit_for_bit(config, name):
         np.testing.assert_array_equal(source.read(tensor), checkpoint.read(tensor))
     sparse = isinstance(source.tensor("blocks.0.mlp.up.weight"), SparseTensor | BlockSparseTensor)
     assert sparse is ("export.sparse=bitmask" in PRUNED[name])
+    if sparse:
+        assert "compressed-tensors<0.15" in (path / "README.md").read_text()
 
 
 def test_pruned_weights_without_codes_are_refused_where_loaders_are_of_today(config, tmp_path):

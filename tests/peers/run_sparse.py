@@ -1,4 +1,4 @@
-"""Loads folders with transformers and compressed-tensors as they were when they knew sparse weights:
+"""Loads folders with transformers and compressed-tensors as they were when both knew bit masks:
 `python run_sparse.py FOLDER...`, in an environment with requirements-sparse.txt.
 
 Beside each folder goes FOLDER.npz: each weight as the loader decompresses it, and logits of tokens.

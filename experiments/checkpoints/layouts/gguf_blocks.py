@@ -28,12 +28,7 @@ import numpy as np
 
 from algorithms.elements import Integer, SmallFloat
 from algorithms.formats import POWERS
-from algorithms.tensors import (
-    BlockSparseTensor,
-    CompressedTensor,
-    QuantizedTensor,
-    SparseTensor,
-)
+from algorithms.tensors import BlockSparseTensor, CompressedTensor, QuantizedTensor, SparseTensor
 from experiments.checkpoints.layouts import grids
 from kernels import packing
 
@@ -119,8 +114,8 @@ def kind_of(tensor: CompressedTensor, fallback: str | None = None) -> Type:
     """
     if fitting := _fitting(tensor):
         return fitting[0]
-    if (numbers := _numbers(tensor)) is not None:
-        return numbers
+    if isinstance(tensor, SparseTensor | BlockSparseTensor) and str(tensor.dtype) in NUMBERS:
+        return NUMBERS[str(tensor.dtype)]  # which has zeros too
     if fallback in FALLBACKS and not tensor.online:
         return FALLBACKS[fallback]
     if tensor.online:
@@ -205,13 +200,6 @@ def _reason(tensor: CompressedTensor) -> str:
         return f"groups of {tensor.group_size} of {tensor.columns} columns"
     kind = "symmetric" if tensor.zero is None else "asymmetric"
     return f"{kind} grids of {tensor.bits} bits in groups of {tensor.group_size}"
-
-
-def _numbers(tensor: CompressedTensor) -> Type | None:
-    """The type of what is kept of a sparse weight, if those are numbers: it holds zeros too."""
-    if not isinstance(tensor, SparseTensor | BlockSparseTensor):
-        return None
-    return NUMBERS.get(str(tensor.dtype))
 
 
 def _is_mxfp4(tensor: CompressedTensor) -> bool:
