@@ -52,6 +52,15 @@ $(LAYOUTS): tests/peers/requirements-layouts.txt $(PEERS)
 	  --no-deps --no-build-isolation -r $<
 	@touch $@
 
+# compressed-tensors as it was when it kept pruned weights sparse.
+SPARSE := .venv-sparse/.installed
+$(SPARSE): tests/peers/requirements-sparse.txt
+	@test -n "$(PEERS_PYTHON)" || { echo "The peers need Python 3.11: make test-peers PEERS_PYTHON=/path/to/python3.11"; exit 1; }
+	$(PEERS_PYTHON) -m venv .venv-sparse
+	.venv-sparse/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== $<)"
+	.venv-sparse/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 # llama.cpp, built from source: about ten minutes on two cores.
 LLAMACPP := .venv-llamacpp/.installed
 LEFT_OUT := LLAVA_BUILD LLAMA_BUILD_TOOLS LLAMA_BUILD_EXAMPLES LLAMA_BUILD_TESTS LLAMA_BUILD_SERVER \
@@ -62,9 +71,10 @@ $(LLAMACPP): tests/peers/requirements-llamacpp.txt
 	  --disable-pip-version-check -r $<
 	@touch $@
 
-test-peers: $(INSTALLED) $(PEERS) $(LAYOUTS) $(LLAMACPP)
+test-peers: $(INSTALLED) $(PEERS) $(LAYOUTS) $(SPARSE) $(LLAMACPP)
 	PLANISH_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python \
 	PLANISH_LAYOUTS_PYTHON=$(CURDIR)/.venv-peers/bin/python \
+	PLANISH_SPARSE_PYTHON=$(CURDIR)/.venv-sparse/bin/python \
 	PLANISH_LLAMACPP_PYTHON=$(CURDIR)/.venv-llamacpp/bin/python \
 	  $(BIN)/python -m pytest tests/peers
 
@@ -83,4 +93,4 @@ bench: $(INSTALLED) $(PEERS)
 	$(BIN)/python -m experiments.benchmark peers_python=$(CURDIR)/.venv-peers/bin/python
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-llamacpp .venv-aot .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-peers .venv-sparse .venv-llamacpp .venv-aot .mypy_cache .ruff_cache .pytest_cache

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
-    "aqlm": "AQLM", "asvd": "ASVD", "awq": "AWQ", "autoround": "AutoRound",
+    "admm": "ADMM", "aqlm": "AQLM", "asvd": "ASVD", "awq": "AWQ", "autoround": "AutoRound",
     "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ",
     "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "magnitude": "Magnitude",
     "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP",
@@ -19,6 +19,7 @@ TRAINED = {
     "e2e_qp": "E2E-QP", "dora": "DoRA", "ema": "EMA", "ema_nesterov": "EMA-Nesterov",
     "fitnets": "FitNets", "forward_kl": "forward KL", "fp8": "FP8", "gkd": "GKD", "jsd": "JSD",
     "lawa": "LAWA", "loftq": "LoftQ", "lora": "LoRA", "lsq": "LSQ", "lsq_plus": "LSQ+",
+    "masked": "kept mask",
     "minillm": "MiniLLM", "minilm": "MiniLM", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "pact": "PACT",
     "qlora": "QLoRA", "reverse_kl": "reverse KL", "rigl": "RigL", "snoo": "SNOO",
     "sparse_evolutionary": "SET", "sr_ste": "SR-STE", "static": "static sparsity", "ste": "STE",

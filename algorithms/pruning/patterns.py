@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from algorithms.tensors import BlockSparseTensor, QuantizedTensor, SparseTensor
-from algorithms.tensors.sparse import sparse_blocks
+from algorithms.tensors.block_sparse import sparse_blocks
 
 SMALL = 16  # of so few, each is compared with each
 

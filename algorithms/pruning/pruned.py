@@ -29,7 +29,7 @@ def pruned(pruner: LayerwiseMethod, method: LayerwiseMethod) -> LayerwiseMethod:
         if not isinstance(left, SparseTensor | BlockSparseTensor):
             raise ValueError(
                 f"pruning gave a {type(left).__name__}, of which nothing is gone: choose magnitude,"
-                " wanda or sparsegpt before the algorithm."
+                " wanda, sparsegpt or admm before the algorithm."
             )
         w = left.dequantize(w.dtype)
         if method.compress_sparse is not None:

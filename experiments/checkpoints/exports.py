@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from algorithms.tensors import CompressedTensor, ExpertsTensor
+from algorithms.tensors import CompressedTensor, ExpertsTensor, filled
 from experiments.checkpoints import gguf_metadata
 from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.folder import FolderWriter, layers, require_dense
@@ -147,10 +147,10 @@ class Folder(Export):
 
 
 def _single(form: CompressedTensor) -> CompressedTensor:
-    """Of experts, one: each is stored as a layer of its own."""
+    """As a layer is stored: experts one by one, codes with those of zeros."""
     if isinstance(form, ExpertsTensor):
-        return jax.eval_shape(lambda tensor: tensor.one(0), form)
-    return form
+        form = jax.eval_shape(lambda tensor: tensor.one(0), form)
+    return jax.eval_shape(filled, form)
 
 
 def _require_places(config: DecoderConfig, forms: Forms) -> None:
@@ -178,7 +178,7 @@ class GGUF(Export):
         gguf_metadata.architecture(config)
         for path, form in forms.items():
             try:
-                _ = form and gguf_blocks.kind_of(form, self.fallback)
+                _ = form and gguf_blocks.kind_of(_single(form), self.fallback)
             except ValueError as error:
                 raise UserError(f"{path}: {error}") from error
 
@@ -203,9 +203,13 @@ def gguf(*, fallback: str | None = None) -> Export:
     return GGUF(fallback)
 
 
-def compressed_tensors() -> Export:
-    """A folder that transformers, vLLM and SGLang load, quantized layers as they are."""
-    return Folder("compressed_tensors", CompressedTensors())
+def compressed_tensors(*, sparse: str | None = None) -> Export:
+    """A folder that transformers, vLLM and SGLang load, quantized layers as they are.
+
+    sparse: bitmask keeps pruned weights that have no codes as compressed-tensors did until 0.14,
+    which later versions do not load; null refuses them.
+    """
+    return Folder("compressed_tensors", CompressedTensors(sparse))
 
 
 def gptq(*, checkpoint_format: str | None = None) -> Export:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from algorithms.kv_cache import SCALES
-from algorithms.tensors import CompressedTensor, DenseTensor
+from algorithms.tensors import CompressedTensor, DenseTensor, filled
 from experiments import memory
 from experiments.checkpoints import shards
 from experiments.checkpoints.families import FAMILIES
@@ -166,12 +166,13 @@ class FolderWriter:
             raw["quantization_config"] = layout.describe(schemes)
             if config.cache is not None:
                 raw["quantization_config"] |= layout.cache(config.cache)
-        method = None if layout is None else layout.method
+        sparse = "sparsity_config" in raw.get("quantization_config", {})
         with kept_so_far(self.folder):
             self._json("config.json", raw)
             self._json(shards.INDEX, _index(entries))
             save_tokenizer(tokenizer, self.partial, longest=config.context)
-            write_whole(self.partial / "README.md", card(notes, method=method, dtype=dtype))
+            text = card(notes, method=layout and layout.method, dtype=dtype, sparse=sparse)
+            write_whole(self.partial / "README.md", text)
             self._check()
             (self.partial / ORIGIN).unlink()
             os.replace(self.partial, self.folder)
@@ -194,7 +195,8 @@ def layers(
     family: Family, config: DecoderConfig, tensors: Mapping[str, CompressedTensor]
 ) -> dict[str, Any]:
     """Compressed layers by the names that the family has for them, those that it keeps in one
-    matrix joined, experts one by one. Raises UserError for what it cannot keep so.
+    matrix joined, experts one by one, codes with those of zeros. Raises UserError for what it
+    cannot keep so.
     """
     found: dict[str, list[tuple[tuple[int, int], Any]]] = {}
     whole: dict[str, int] = {}
@@ -209,7 +211,7 @@ def layers(
                     "format of quantized layers has a place for: export dense weights "
                     "(safetensors)."
                 )
-            found.setdefault(module, []).append((place.rows, piece))
+            found.setdefault(module, []).append((place.rows, filled(piece)))
             whole[module] = place.shape[0]
     return {module: _joined(module, parts, whole[module]) for module, parts in found.items()}
 

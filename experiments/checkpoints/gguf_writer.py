@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import jax
 import numpy as np
 
-from algorithms.tensors import CompressedTensor, QuantizedTensor
+from algorithms.tensors import CompressedTensor, QuantizedTensor, filled
 from experiments.checkpoints import gguf_metadata, gguf_parts, gguf_vocabulary
 from experiments.checkpoints.gguf import PLAIN, permute, permuted_heads, stored_name
 from experiments.checkpoints.layouts import gguf_blocks
@@ -91,7 +92,7 @@ class GGUFWriter:
         """
         if isinstance(tensor, CompressedTensor):
             try:
-                return gguf_blocks.kind_of(tensor, self._fallback)
+                return gguf_blocks.kind_of(jax.eval_shape(filled, tensor), self._fallback)
             except ValueError as error:
                 raise UserError(f"{name}: {error}") from error
         if len(tensor.shape) < 2:
@@ -108,6 +109,7 @@ class GGUFWriter:
     def _store(self, name: str, tensor: Tensor) -> gguf_parts.Stored:
         kind, shape = self.kind(name, tensor), tuple(tensor.shape)
         compressed = isinstance(tensor, CompressedTensor)
+        tensor = filled(tensor) if isinstance(tensor, CompressedTensor) else tensor
         if isinstance(tensor, QuantizedTensor) and kind not in PLAIN:
             try:
                 data = gguf_blocks.encode(tensor, kind)

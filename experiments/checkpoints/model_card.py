@@ -7,17 +7,18 @@ from experiments.evaluation.footprint import Footprint
 from experiments.step_labels import step_label
 
 
-def card(notes: Mapping[str, Any], *, method: str | None, dtype: str) -> str:
+def card(notes: Mapping[str, Any], *, method: str | None, dtype: str, sparse: bool = False) -> str:
     """Markdown. notes: as a checkpoint keeps them, and `measured`: metrics and footprint, if known.
 
-    method: quant_method of the config.json; None where all weights are dense.
+    method: quant_method of the config.json; None where all weights are dense. sparse: whether
+    weights are stored without their zeros.
     """
     sections = [
         _front(method),
         f"# {_title(notes)}\n\nWritten by planish.",
         f"## What was done\n\n{_recipe(notes)}",
         f"## What it cost\n\n{_measured(notes.get('measured'))}",
-        f"## How to load it\n\n{_loading(method, dtype)}",
+        f"## How to load it\n\n{_loading(method, dtype, sparse)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -75,8 +76,10 @@ def _measured(measured: Mapping[str, Any] | None) -> str:
     return "\n\n".join(lines) or "Not measured."
 
 
-def _loading(method: str | None, dtype: str) -> str:
+def _loading(method: str | None, dtype: str, sparse: bool) -> str:
     needs = "transformers" + (f" {method}" if method == "compressed-tensors" else "")
+    if sparse:  # which later versions do not load
+        needs = "'transformers<5' 'compressed-tensors<0.15'"
     return (
         f"```python\n# pip install torch {needs}\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

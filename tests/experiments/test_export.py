@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from algorithms.tensors import CompressedTensor
+from algorithms.tensors import BlockSparseTensor, CompressedTensor, SparseTensor
 from experiments import compress, evaluate, export
 from experiments.checkpoints import exports
 from experiments.checkpoints.folder import FolderWriter
@@ -297,6 +297,36 @@ def test_a_partial_gguf_file_of_something_else_is_begun_anew(config, tmp_path):
 def test_what_gguf_does_not_hold_is_refused(overrides, sentence, config):
     with pytest.raises(UserError, match=sentence):
         compress.run(config("algorithm=rtn", "export=gguf", *overrides))
+
+
+PRUNED = {
+    "bits for zeros": ("algorithm=magnitude", BESIDE, "export.sparse=bitmask"),
+    "2:4": ("algorithm=magnitude", "algorithm.keep=2", "algorithm.block=4", BESIDE,
+            "export.sparse=bitmask"),
+    "codes of zeros": (*RTN, "algorithm@pruning=magnitude", BESIDE),
+    "codes in GGUF": (*RTN, "algorithm@pruning=magnitude", "export=gguf"),
+    "numbers in GGUF": ("algorithm=magnitude", "export=gguf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.some(2)
+def test_pruned_weights_leave_bit_for_bit(config, name):
+    done = compress.run(config(*PRUNED[name]))
+    (path,) = (done.folder / "export").iterdir()
+    source, checkpoint = open_source(path), open_source(done.checkpoint)
+    for tensor in checkpoint.names():
+        np.testing.assert_array_equal(source.read(tensor), checkpoint.read(tensor))
+    sparse = isinstance(source.tensor("blocks.0.mlp.up.weight"), SparseTensor | BlockSparseTensor)
+    assert sparse is ("export.sparse=bitmask" in PRUNED[name])
+    if sparse:
+        assert "compressed-tensors<0.15" in (path / "README.md").read_text()
+
+
+def test_pruned_weights_without_codes_are_refused_where_loaders_are_of_today(config, tmp_path):
+    with pytest.raises(UserError, match="weights without their zeros since its version 0.15"):
+        compress.run(config("algorithm=magnitude", BESIDE))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_no_block_holds_is_stored_dense_if_asked_for(config):

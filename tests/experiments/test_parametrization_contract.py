@@ -18,6 +18,7 @@ from algorithms import parametrization, surgery, training
 from algorithms.formats import integer
 from algorithms.modules import CompressedLinear
 from algorithms.objectives import CrossEntropy
+from algorithms.tensors import SparseTensor
 from algorithms.training import Batch
 from experiments import compress, train
 from experiments.checkpoints.loading import load_model, outline
@@ -54,19 +55,27 @@ class Case:
         if packed and node.get("format") is not None:
             node.format = None if "qlora" not in name else node.format
         self.method = hydra.utils.instantiate(node)
-        self.base, self.packed = small(packed), packed
-        self.model = small(packed)
+        sparse = name == "masked"
+        self.base, self.packed = small(packed, sparse), packed
+        self.model = small(packed, sparse)
         self.paths = self.method.apply(self.model, jax.random.key(1))
         self.parts = training.take_apart(self.model, self.method.learned or ".*")
         self.adapts = self.method.learned is not None
 
 
-def small(packed: bool) -> Decoder:
+def small(packed: bool, sparse: bool = False) -> Decoder:
+    """sparse: with negative weights gone."""
     model = Decoder(SMALL, rngs=nnx.Rngs(0))
-    for path in parametrization.linear_layers(model) if packed else ():
+    for path in parametrization.linear_layers(model) if packed or sparse else ():
         if path.startswith("blocks."):
             w = surgery.get_weight(surgery.linear_at(model, path))
-            surgery.compress_linear(model, path, GRID.round(0.7 * w, GRID.fit(w)))
+            tensor = GRID.round(0.7 * w, GRID.fit(w))
+            if sparse:
+                kept = tensor if packed else w
+                tensor = SparseTensor.of(kept, w > 0, int((w > 0).sum()), dtype="float32")
+            surgery.compress_linear(model, path, tensor)
+            if not packed:
+                surgery.replace(model, path, surgery.linear(tensor.dequantize()))
     return model
 
 
@@ -254,3 +263,21 @@ def test_a_packed_checkpoint_is_trained_by_command(name, config):
         np.testing.assert_array_equal(old.packed, new.packed)
     assert done.record["training"]["steps"] == 2
     assert tiny.CONFIG == before.config
+
+
+def test_what_pruning_left_is_trained_by_command(config):
+    """The same bytes are stored, of other numbers; what is gone stays gone."""
+    pruned = compress.run(config("algorithm=magnitude")).checkpoint
+    done = train.run(
+        config(
+            f"model.path={pruned}", "parametrization=masked", "steps=2", "batch=2",
+            "evaluation_batch=2", "hardware.rate=1e11", name="train",
+        )
+    )  # fmt: skip
+    old, new = (Checkpoint(folder) for folder in (pruned, done.checkpoint))
+    for name, said in old.description["tensors"].items():
+        if said["kind"] == "compressed":
+            assert new.description["tensors"][name] == said
+            before, after = old.tensor(name), new.tensor(name)
+            np.testing.assert_array_equal(after.mask, before.mask)
+            assert bool(jnp.any(after.values != before.values))

@@ -89,6 +89,23 @@ def test_only_what_takes_one_layer_at_a_time_is_pruned_before(config):
         build_recipe(asked, CONFIG)
 
 
+def test_a_rule_whose_pruning_names_no_method_is_a_mistake(config):
+    """There is none that its settings could lie over."""
+    with pytest.raises(UserError, match=r"both have to be such: \{'sparsity': 0.4\}, .*gptq") as e:
+        recipe(config, rules("{match: '.*mlp.up', pruning: {sparsity: 0.4}}"))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("value", ["1", "0", "blocks", "null"])
+@pytest.mark.some(2)
+def test_an_order_that_there_is_not_is_refused(config, tmp_path, value):
+    """1 is no true: the walk asks for that very object."""
+    shown = {"null": "None", "blocks": "'blocks'"}.get(value, value)
+    with pytest.raises(UserError, match=f"walk: sequential={shown} must be true, false or block"):
+        compress.run(config("algorithm=wanda", f"walk.sequential={value}"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_rule_hidden_by_one_before_it_is_a_mistake(config):
     with pytest.raises(UserError, match=r"rules\[1\].*decides no layer"):
         recipe(config, rules("{match: '.*', algorithm: {format: {bits: 3}}}",

@@ -25,6 +25,12 @@ def layouts() -> str:
 
 
 @pytest.fixture(scope="session")
+def sparse() -> str:
+    """Of compressed-tensors 0.14."""
+    return _environment("PLANISH_SPARSE_PYTHON")
+
+
+@pytest.fixture(scope="session")
 def llama() -> str:
     """Of llama.cpp."""
     return _environment("PLANISH_LLAMACPP_PYTHON")

@@ -12,6 +12,9 @@
                                                               input_global_scale
     MXFP4                              mxfp4-pack-quantized   weight_packed, weight_scale
     MXFP8                              mxfp8-quantized        weight, weight_scale
+    pruned weights, as until 0.14      see bitmasks.py
+
+Pruned weights with codes are written with the codes of zeros, as today's llm-compressor does.
 
 Scales are shared per group, channel, tensor or block (E4M3: 128 x 128); inputs are rounded per
 token, group or tensor. transformers runs all of it; servers run what they have kernels for, which
@@ -37,12 +40,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from algorithms.tensors import CompressedTensor, QuantizedInput, QuantizedTensor
-from experiments.checkpoints.layouts import codes, schemes
+from experiments.checkpoints.layouts import bitmasks, codes, schemes
 from experiments.checkpoints.layouts import scheme_weights as weights
 from experiments.checkpoints.layouts.base import Arrays, Layout, Scheme
 from experiments.checkpoints.layouts.patterns import compiled
 
 VERSION = "0.19.0"  # of the library whose conventions these are
+SPARSE_VERSION = "0.14.0"  # the last that reads them
 TABLES = ("embed_tokens", "wte")  # modules that are no linear layers
 FORMATS = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
@@ -68,11 +72,21 @@ class CompressedTensors(Layout):
 
     method = "compressed-tensors"
 
+    def __init__(self, sparse: str | None = None):
+        """sparse: "bitmask" writes pruned weights without codes as versions until 0.14 did."""
+        if sparse not in (None, "bitmask"):
+            raise ValueError(f"sparse={sparse!r} must be bitmask, or null for none.")
+        self._sparse = sparse
+
     def scheme(self, tensor: CompressedTensor) -> Scheme:
+        if self._sparse is not None and (found := bitmasks.scheme_of(tensor)) is not None:
+            return found
         return schemes.scheme_of(tensor)
 
     def encode(self, tensor: CompressedTensor) -> Arrays:
         scheme = self.scheme(tensor)
+        if scheme["format"] in bitmasks.FORMATS:
+            return bitmasks.encode(tensor, scheme)
         found: dict[str, np.ndarray] = {}
         if isinstance(tensor, QuantizedInput):
             found, tensor = _encode_input(tensor, scheme["input_activations"]), tensor.weight
@@ -80,7 +94,14 @@ class CompressedTensors(Layout):
         return found | weights.encode(tensor, scheme)
 
     def decode(self, arrays: Arrays, scheme: Scheme) -> CompressedTensor:
-        weight = weights.decode(arrays, scheme)
+        if scheme["format"] in bitmasks.FORMATS:
+            return bitmasks.decode(arrays, scheme)
+        weight: CompressedTensor
+        if (format := scheme.get("sparsity")) is not None and "compressed" in arrays:
+            arrays, alive = bitmasks.spread(arrays, format)
+            weight = bitmasks.kept(weights.decode(arrays, scheme), alive, format)
+        else:
+            weight = weights.decode(arrays, scheme)
         args = scheme["input_activations"]
         if args is None:
             return weight
@@ -98,7 +119,7 @@ class CompressedTensors(Layout):
     def describe(self, schemes: Mapping[str, Scheme | None]) -> dict[str, Any]:
         groups: dict[str, list[str]] = {}
         for name, scheme in schemes.items():
-            if scheme is not None:
+            if scheme is not None and scheme["format"] not in bitmasks.FORMATS:
                 groups.setdefault(json.dumps(scheme, sort_keys=True), []).append(name)
         described = {}
         for number, (text, names) in enumerate(groups.items()):
@@ -108,7 +129,10 @@ class CompressedTensors(Layout):
             group = {"targets": [*linear, *named], **json.loads(text)}
             described[f"group_{number}"] = group | {"output_activations": None}
         formats = {group["format"] for group in described.values()}
-        return {
+        sparse = bitmasks.describe(schemes)
+        if sparse and not described:  # as the library has it: nothing is quantized
+            return {"quant_method": self.method, "version": SPARSE_VERSION, **sparse}
+        return sparse | {
             "quant_method": self.method,
             "version": VERSION,
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
@@ -140,7 +164,9 @@ class CompressedTensors(Layout):
     ) -> dict[str, Scheme | None]:
         _require_weights_alone(description)
         self.cached(description)
+        format, *named = bitmasks.parse(description)
         groups, ignore = description.get("config_groups"), description.get("ignore") or []
+        groups = {} if groups is None and format is not None else groups
         if not isinstance(groups, Mapping) or not all(
             isinstance(group, Mapping) for group in groups.values()
         ):
@@ -150,7 +176,11 @@ class CompressedTensors(Layout):
             layer: None if _first(ignore, layer) else _first(targets, layer) for layer in layers
         }
         made = {t: _scheme(targets[t], description) for t in set(chosen.values()) - {None}}
-        return {layer: None if t is None else made[t] for layer, t in chosen.items()}
+        found = {layer: None if t is None else made[t] for layer, t in chosen.items()}
+        if format is None:
+            return found
+        sparse = (n for n in layers if _first(named[0], n) and not _first(named[1], n))
+        return found | {name: bitmasks.scheme(format, found[name]) for name in sparse}
 
 
 def _is_table(name: str) -> bool:
@@ -173,9 +203,6 @@ def _require_weights_alone(description: Mapping[str, Any]) -> None:
         raise ValueError(f"its layers are {status} rather than compressed")
     if description.get("transform_config"):
         raise ValueError("it turns activations while it runs, which is not read")
-    sparsity = description.get("sparsity_config") or {}
-    if sparsity.get("format", "dense") != "dense":
-        raise ValueError(f"its weights are stored sparse ({sparsity['format']}), which is not read")
 
 
 def _scheme(group: Mapping[str, Any], description: Mapping[str, Any]) -> Scheme:

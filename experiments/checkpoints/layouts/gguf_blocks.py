@@ -28,12 +28,13 @@ import numpy as np
 
 from algorithms.elements import Integer, SmallFloat
 from algorithms.formats import POWERS
-from algorithms.tensors import CompressedTensor, QuantizedTensor
+from algorithms.tensors import BlockSparseTensor, CompressedTensor, QuantizedTensor, SparseTensor
 from experiments.checkpoints.layouts import grids
 from kernels import packing
 
 Type = gguf.GGMLQuantizationType
 POWERS_DTYPE = jnp.dtype(POWERS)
+NUMBERS = {"float16": Type.F16, "bfloat16": Type.BF16, "float32": Type.F32}
 FALLBACKS = {"f16": Type.F16, "f32": Type.F32}
 E2M1 = SmallFloat(name="e2m1")
 
@@ -113,6 +114,8 @@ def kind_of(tensor: CompressedTensor, fallback: str | None = None) -> Type:
     """
     if fitting := _fitting(tensor):
         return fitting[0]
+    if isinstance(tensor, SparseTensor | BlockSparseTensor) and str(tensor.dtype) in NUMBERS:
+        return NUMBERS[str(tensor.dtype)]  # which has zeros too
     if fallback in FALLBACKS and not tensor.online:
         return FALLBACKS[fallback]
     if tensor.online:

@@ -25,7 +25,7 @@ def join(tensors: Sequence[CompressedTensor]) -> CompressedTensor:
     if not all(isinstance(t, QuantizedTensor) for t in tensors):
         raise ValueError(
             "these layers are one matrix in other software, and not all of them are quantized: "
-            "give all of them one method."
+            "give all of them one method with a format."
         )
     assert isinstance(first, QuantizedTensor)
     if first.block[0] != 1:

@@ -16,6 +16,10 @@ from algorithms.tensors import CompressedTensor, QuantizedInput, QuantizedTensor
 Args = Mapping[str, Any]
 BLOCK = 128  # rows and columns of the one block size that servers know
 E4M3 = "float8_e4m3fn"
+SPARSE = (
+    "weights without their zeros since its version 0.15; export=safetensors writes them with, and "
+    "export.sparse=bitmask as versions until 0.14 load them"
+)
 NO_PLACE = {
     tensors.SumTensor: "a low-rank sum beside the weight; leave it out with correction=none, or "
     "take another algorithm than oats",
@@ -25,8 +29,8 @@ NO_PLACE = {
     tensors.TrellisTensor: "walks on a trellis; take algorithm=gptq or another with a format",
     tensors.RotatedTensor: "a rotation while the model runs; set rotation.online=[], which leaves "
     "the rotations that weights absorb",
-    tensors.SparseTensor: "weights without their zeros; export=safetensors writes them with",
-    tensors.BlockSparseTensor: "weights without their zeros; export=safetensors writes them with",
+    tensors.SparseTensor: SPARSE,
+    tensors.BlockSparseTensor: SPARSE,
     tensors.DenseTensor: "rounding of the input of a weight that is not quantized",
 }
 

@@ -317,7 +317,7 @@ def test_a_name_goes_before_a_pattern_and_that_before_a_class():
         ({"kv_cache_scheme": {"num_bits": 8, "dynamic": True}}, "by other scales"),
         ({"kv_cache_scheme": {"num_bits": 4}}, "by other scales"),
         ({"transform_config": {"config_groups": {}}}, "turns activations"),
-        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "stored sparse"),
+        ({"sparsity_config": {"format": "sparse-4-8"}}, "stored sparse .sparse-4-8."),
         ({"format": "marlin-24", "drop": "format"}, "format marlin-24 is not read"),
         ({"group": {"weights": None}}, "whose weights are dense"),
         ({"group": {"output_activations": {}}}, "rounds outputs"),
