@@ -1,0 +1,83 @@
+"""Fewer experts in every mixture, equally many in each: what conf/structure/reap.yaml names."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+from algorithms.pruning import reap as contributions
+from algorithms.pruning.structured import highest
+from experiments.checkpoints.cut import CutSource, Kept, of_sizes
+from experiments.checkpoints.sources import Source
+from experiments.errors import UserError
+from experiments.recipes import Effort, Structure
+from experiments.structures.observing import observe_blocks
+from models.block import Block, Flow
+from models.config import DecoderConfig
+from models.experts import MixtureBlock
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts(Structure):
+    """REAP: how many experts of each mixture stay; None: all but the fraction."""
+
+    experts: int | None = None
+    fraction: float | int = 0.25
+
+    def __post_init__(self) -> None:
+        if self.experts is None and not 0 <= self.fraction < 1:
+            raise ValueError(f"fraction={self.fraction} must be from 0 to less than 1.")
+
+    def effort(self, config: DecoderConfig) -> Effort:
+        return Effort(1, 0)
+
+    def __call__(
+        self, source: Source, windows: Int[np.ndarray, "n T"] | None = None, *, chunk: int = 4
+    ) -> CutSource:
+        count = self._count(source.config)
+
+        def find() -> Kept:
+            layers, mixtures = tuple(range(source.config.layers)), {}
+            if source.config.experts.count != count:
+                seen, _ = observe_blocks(source, windows, _see, chunk=chunk)
+                scores = {n: np.asarray(contributions.saliency(s)) for n, s in enumerate(seen) if s}
+                mixtures = {n: {"experts": highest(s, count)} for n, s in scores.items()}
+            return Kept(layers, within=mixtures)
+
+        return CutSource(source, of_sizes(source.config, {"experts": count}), find)
+
+    def _count(self, config: DecoderConfig) -> int:
+        """How many stay; raises UserError where that cannot be."""
+        mixing = config.experts
+        if mixing is None:
+            raise UserError(
+                f"structure: a model of family {config.family} has no mixture of experts: choose "
+                "another structure, such as minitron."
+            )
+        going = int(mixing.count * self.fraction)
+        count = mixing.count - going if self.experts is None else self.experts
+        if not mixing.chosen <= count <= mixing.count:
+            raise UserError(
+                f"structure: {count} of {mixing.count} experts cannot stay, as each token passes "
+                f"through {mixing.chosen}: keep from {mixing.chosen} to {mixing.count}."
+            )
+        return count
+
+
+def reap(*, experts: int | None = None, fraction: float | int = 0.25) -> Experts:
+    """REAP: experts that add least to what their mixture gives go."""
+    return Experts(experts=experts, fraction=fraction)
+
+
+def _see(block: Block, flow: Flow) -> tuple[contributions.Contribution | tuple[()], Flow]:
+    """What each expert adds; of a block without experts, nothing."""
+    found: contributions.Contribution | tuple[()] = ()
+    *stages, last = block.stages()
+    for stage in stages:
+        flow = stage(flow)
+    if isinstance(block, MixtureBlock):
+        assert flow.routing is not None
+        y = block.mlp.experts.down(flow.activation, flow.routing.counts)
+        found = contributions.observe(y, flow.routing.weights, flow.routing.counts)
+    flow = last(flow)
+    return found, Flow(flow.residual, flow.residual, flow.positions)
