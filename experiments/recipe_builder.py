@@ -135,7 +135,7 @@ def _instantiate(nodes: DictConfig) -> Method:
 
 
 def _require_something(config: DictConfig, recipe: Recipe) -> None:
-    """A run that would do nothing, or a step around an algorithm that is not there, is a mistake."""
+    """A run that does nothing, or a step around an algorithm that is not there, is a mistake."""
     if config.get("algorithm") or recipe.rules:
         return
     for step in ("calibration", "pruning", "activations", "correction"):
@@ -146,8 +146,8 @@ def _require_something(config: DictConfig, recipe: Recipe) -> None:
             )
     if not (recipe.structure or recipe.rotation or recipe.transform or recipe.cache):
         raise UserError(
-            "algorithm=none leaves all weights as they are, and no other step does anything: choose "
-            "an algorithm, or another step, such as structure=shortgpt."
+            "algorithm=none leaves all weights as they are, and no other step does anything: "
+            "choose an algorithm, or another step, such as structure=shortgpt."
         )
 
 

@@ -7,9 +7,12 @@ from typing import Any
 NAMES = {
     "aqlm": "AQLM", "awq": "AWQ", "autoround": "AutoRound", "efficient_qat": "EfficientQAT",
     "eora": "EoRA", "gptaq": "GPTAQ",
-    "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "magnitude": "Magnitude",
+    "gptq": "GPTQ", "hqq": "HQQ", "llm_pruner": "LLM-Pruner", "lqer": "LQER",
+    "magnitude": "Magnitude", "minitron": "Minitron",
     "omniquant": "OmniQuant", "qtip": "QTIP",
-    "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
+    "quarot": "QuaRot", "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN",
+    "shortened_llama": "Shortened LLaMA", "shortgpt": "ShortGPT", "slicegpt": "SliceGPT",
+    "smoothquant": "SmoothQuant",
     "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svdquant": "SVDQuant", "wanda": "Wanda",
 }  # fmt: skip
 TRAINED = {
@@ -23,6 +26,8 @@ TRAINED = {
     "sparse_evolutionary": "SET", "sr_ste": "SR-STE", "static": "static sparsity", "ste": "STE",
     "tail_ema": "tail EMA", "tinybert": "TinyBERT",
 }  # fmt: skip
+STRUCTURES = "experiments.structures."
+SIZES = ("hidden", "heads", "kv_heads", "feed_forward", "experts")
 AROUND = ("loss", "parametrization", "precision", "sparsity", "outer", "averaging")
 
 
@@ -37,6 +42,8 @@ def step_label(step: Mapping[str, Any]) -> str:
         first = f"A{first.removesuffix(' bit')}" if first.endswith(" bit") else f"A-{first}"
         return " ".join([first, *(word for word in rest if word != "symmetric"), *static])
     named = NAMES.get(name) or (name.replace("_", " ").capitalize() if "_" in name else name)
+    if step["_target_"].startswith(STRUCTURES):
+        return " ".join([named, *_structure_words(step)])
     words = [named]
     if "bits" in step:
         words.append(f"{step['bits']} bit")
@@ -51,6 +58,18 @@ def step_label(step: Mapping[str, Any]) -> str:
     if step.get("format") and name not in ("awq", "spinquant"):  # which are not of weights
         words += _format_words(step["format"])
     return " ".join(words)
+
+
+def _structure_words(step: Mapping[str, Any]) -> list[str]:
+    """How much goes, or stays: "20 %", "less 6 blocks", "feed_forward 1152"."""
+    words = [step["score"]] if "score" in step else []
+    layers = step.get("layers")
+    if isinstance(layers, list):
+        return [*words, "less blocks", *map(str, layers)]
+    if layers is not None:
+        return [*words, f"less {layers} block{'s' if layers != 1 else ''}"]
+    sizes = [f"{key} {step[key]}" for key in SIZES if step.get(key) is not None]
+    return words + (sizes or [f"{100 * step['fraction']:g} %"] if "fraction" in step else sizes)
 
 
 def training_label(config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What structured pruning shares: which units of a dimension stay, and what that leaves of a tensor.
+"""What structured pruning shares: which units of a dimension stay, and what is left of a tensor.
 
 A dimension is what one size of an architecture counts (hidden channels, heads, experts); one of its
 units is one channel of some tensors and several of others, such as a head's.
@@ -43,8 +43,8 @@ def require_heads(counts: tuple[int, int], there: tuple[int, int]) -> None:
             raise ValueError(f"{name}={count} must be from 1 to the {most} that there are.")
     if heads % kv_heads or heads // kv_heads > each:
         raise ValueError(
-            f"heads={heads} with kv_heads={kv_heads}: each key-value head keeps equally many of the "
-            f"{each} query heads that it serves, so heads must be kv_heads times 1 to {each}."
+            f"heads={heads} with kv_heads={kv_heads}: each key-value head keeps equally many of "
+            f"the {each} query heads that it serves, so heads must be kv_heads times 1 to {each}."
         )
 
 
@@ -61,8 +61,8 @@ def take(
 def norm_over_fewer(
     gamma: Float[np.ndarray, " m"], before: int, after: int
 ) -> Float[np.ndarray, " m"]:
-    """γ √(before / after): a norm divides by the root of a mean over the channels that are left, and
-    with what went being zero the mean over all of them was after / before times as much.
+    """γ √(before / after): a norm divides by the root of a mean over the channels that are left;
+    were what went zero, the mean over all of them was after / before times as much.
     """
     if before == after:
         return gamma

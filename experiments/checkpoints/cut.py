@@ -115,7 +115,7 @@ class CutSource(Source):
 
 def _gone(units: Units, config: DecoderConfig) -> dict[str, str]:
     every = {d: np.setdiff1d(np.arange(sizes(config)[d]), kept) for d, kept in units.items()}
-    return {dimension: spans(gone.tolist()) for dimension, gone in every.items()}
+    return {dimension: spans(gone.tolist()) for dimension, gone in every.items() if gone.size}
 
 
 def _parameters(config: DecoderConfig) -> int:

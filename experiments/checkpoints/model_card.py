@@ -51,9 +51,7 @@ def _cut(cut: Mapping[str, Any]) -> str:
     said = {key: pair for key, pair in cut.items() if key not in ("removed", "scores")}
     (before, after), sizes = said.pop("parameters"), said
     changed = [f"{key.replace('_', ' ')} {a} of {b}" for key, (b, a) in sizes.items() if a != b]
-    return (
-        f"{after:,} of {before:,} parameters stay{': ' if changed else ''}{', '.join(changed)}."
-    )
+    return f"{after:,} of {before:,} parameters stay{': ' if changed else ''}{', '.join(changed)}."
 
 
 def _step(step: Any) -> str:

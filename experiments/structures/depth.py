@@ -79,9 +79,7 @@ class Depth(Structure):
             return CutSource(source, shape, lambda: self._find(source, windows, chunk))
         return CutSource(source, of_layers(config, found.layers), lambda: found)
 
-    def _find(
-        self, source: Source, windows: Int[np.ndarray, "n T"] | None, chunk: int
-    ) -> Kept:
+    def _find(self, source: Source, windows: Int[np.ndarray, "n T"] | None, chunk: int) -> Kept:
         layers = source.config.layers
         count = layers - self._going(source.config)
         if count == layers:
@@ -96,10 +94,11 @@ class Depth(Structure):
         """How many blocks go; raises UserError where that cannot be."""
         layers = config.layers
         if isinstance(self.layers, tuple):
-            if not set(self.layers) < set(range(layers)) or len(set(self.layers)) < len(self.layers):
+            named = set(self.layers)
+            if not named < set(range(layers)) or len(named) < len(self.layers):
                 raise UserError(
-                    f"structure.layers={list(self.layers)} must name blocks from 0 to {layers - 1}, "
-                    "each once, and not all of them."
+                    f"structure.layers={list(self.layers)} must name blocks from 0 to "
+                    f"{layers - 1}, each once, and not all of them."
                 )
             return len(self.layers)
         going = round(layers * self.fraction) if self.layers is None else self.layers
@@ -112,9 +111,7 @@ class Depth(Structure):
         return going
 
 
-def shortgpt(
-    *, layers: int | Sequence[int] | None = None, fraction: float | int = 0.2
-) -> Depth:
+def shortgpt(*, layers: int | Sequence[int] | None = None, fraction: float | int = 0.2) -> Depth:
     """ShortGPT: the blocks with the least influence go."""
     return Depth(score=INFLUENCE, layers=_which(layers), fraction=fraction)
 

@@ -1,5 +1,5 @@
-"""The gradients of a model's loss, block by block from the last to the first: what enters each block
-is kept, and nothing else is in memory but one block.
+"""The gradients of a model's loss, block by block from the last to the first: what enters each
+block is kept, and nothing else is in memory but one block.
 """
 
 import functools
@@ -58,9 +58,7 @@ def block_gradients(
             for n, flow in enumerate(kept.pop()):
                 one, slopes[n] = _back(graph, state, flow, slopes[n])
                 total = one if total is None else jax.tree.map(jnp.add, total, one)
-            yield BlockGradients(
-                layer, parameters(block), parameters(nnx.merge(graph, total))
-            )
+            yield BlockGradients(layer, parameters(block), parameters(nnx.merge(graph, total)))
             surgery.release(block)
             memory.give_back()
             step("")

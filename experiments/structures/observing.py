@@ -62,8 +62,8 @@ def required(windows: Int[np.ndarray, "n T"] | None) -> Int[np.ndarray, "n T"]:
 def require_finite(layer: int, flows: list[Flow]) -> None:
     if not all(bool(jnp.isfinite(flow.residual).all()) for flow in flows):
         raise UserError(
-            f"Block {layer}: The activations at its output hold NaN or infinity: look at the blocks "
-            "before it, or at the calibration text."
+            f"Block {layer}: The activations at its output hold NaN or infinity: look at the "
+            "blocks before it, or at the calibration text."
         )
 
 

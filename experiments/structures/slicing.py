@@ -62,9 +62,7 @@ class Slices(Structure):
             )
         return kept
 
-    def _directions(
-        self, source: Source, windows: Any, chunk: int
-    ) -> Float[Array, "D D"]:
+    def _directions(self, source: Source, windows: Any, chunk: int) -> Float[Array, "D D"]:
         see = _SEE[self.normalized]
         seen, flows = observe_blocks(source, windows, see, chunk=chunk)
         last = [principal.observe(f.residual, normalized=self.normalized) for f in flows]

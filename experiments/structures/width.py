@@ -125,9 +125,7 @@ class Minitron(Width):
         return Effort(1, 0)
 
     def _observe(self, x: Float[Array, "B T i"]) -> Float[Array, " i"]:
-        return activations.observe(
-            x, over_batch=self.over_batch, over_sequence=self.over_sequence
-        )
+        return activations.observe(x, over_batch=self.over_batch, over_sequence=self.over_sequence)
 
     def _see(self, block: Block, flow: Flow) -> tuple[dict[str, Float[Array, " _"]], Flow]:
         """The sums of every site that has tokens in order: not within experts."""
