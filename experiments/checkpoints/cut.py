@@ -78,15 +78,16 @@ class CutSource(Source):
         """What a record says: how much is left of what, and which units went, by block."""
         before, after = self.source.config, self.config
         counts = {d: [n, sizes(after)[d]] for d, n in sizes(before).items()}
-        gone = [n for n in range(before.layers) if n not in self.kept.layers]
+        layers = [n for n in range(before.layers) if n not in self.kept.layers]
+        blocks = {f"blocks.{n}": _gone(units, before) for n, units in self.kept.within.items()}
         return {
             "parameters": [_parameters(self.original), _parameters(after)],
             "layers": [before.layers, after.layers],
             **{d: pair for d, pair in counts.items() if pair[0] != pair[1]},
             "removed": {
-                **({"layers": spans(gone)} if gone else {}),
+                **({"layers": spans(layers)} if layers else {}),
                 **_gone(self.kept.everywhere, before),
-                **{f"blocks.{n}": _gone(units, before) for n, units in self.kept.within.items()},
+                **{block: gone for block, gone in blocks.items() if gone},
             },
             **self.kept.scores,
         }

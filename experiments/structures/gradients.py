@@ -21,15 +21,15 @@ from experiments.checkpoints.sources import Source, require_predictions
 from experiments.evaluation.forward import in_chunks
 from experiments.streaming import embed_windows
 from experiments.structures.observing import blocks, require_finite, required, run_block
-from models.block import Flow
+from models.block import Block, Flow
 
 
 class BlockGradients(NamedTuple):
     """Of one block's arrays, by name within it, weights as [o, i]."""
 
     layer: int
-    arrays: dict[str, np.ndarray]
-    gradients: dict[str, np.ndarray]
+    arrays: dict[str, Array]
+    gradients: dict[str, Array]
 
     @property
     def weights(self) -> list[str]:
@@ -58,10 +58,15 @@ def block_gradients(
             for n, flow in enumerate(kept.pop()):
                 one, slopes[n] = _back(graph, state, flow, slopes[n])
                 total = one if total is None else jax.tree.map(jnp.add, total, one)
-            yield BlockGradients(layer, parameters(block), parameters(nnx.merge(graph, total)))
+            both = (block, nnx.merge(graph, total))
+            yield BlockGradients(layer, *map(_named, both))
             surgery.release(block)
             memory.give_back()
             step("")
+
+
+def _named(block: Block) -> dict[str, Array]:
+    return {name: jnp.asarray(x) for name, x in parameters(block).items()}
 
 
 def _of_loss(
@@ -79,7 +84,7 @@ def _of_loss(
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _slope(graph, state, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], share: float):
+def _slope(graph, state, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], share):
     tail, stem = nnx.merge(graph, state)
 
     def loss(x):
