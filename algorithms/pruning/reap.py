@@ -4,8 +4,9 @@ Prevails for One-Shot MoE Compression", ICLR 2026, arXiv:2510.13999. Notes: pape
 An expert j is worth what it adds to its mixture's output, on average over the tokens X_j that are
 sent to it: with g_j(x) what the router weighs it by and f_j(x) what it gives,
     S_j = 1/|X_j| Σ_{x in X_j} g_j(x) ‖f_j(x)‖₂
-The experts with the lowest go; the router knows the others alone. R rows, sorted by expert; E
-experts.
+The experts with the lowest go; the router knows the others alone. What it is compared with is
+    frequency_j = |X_j|,
+how often an expert is chosen. R rows, sorted by expert; E experts.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+SCORES = ("reap", "frequency")
 
 
 class Contribution(NamedTuple):
@@ -34,6 +37,14 @@ def observe(
     return Contribution(total, counts)
 
 
-def saliency(seen: Contribution) -> Float[Array, " E"]:
-    """S; of an expert that no token was sent to, 0."""
+def saliency(seen: Contribution, score: str = "reap") -> Float[Array, " E"]:
+    """S; of an expert that no token was sent to, 0. Or the other score."""
+    if score == "frequency":
+        return seen.tokens.astype(jnp.float32)
     return seen.total / jnp.maximum(seen.tokens, 1)
+
+
+def require_score(score: str) -> None:
+    """ValueError for a word that is none."""
+    if score not in SCORES:
+        raise ValueError(f"score={score!r} must be {' or '.join(SCORES)}.")

@@ -23,10 +23,12 @@ class Experts(Structure):
 
     experts: int | None = None
     fraction: float | int = 0.25
+    score: str = "reap"
 
     def __post_init__(self) -> None:
         if self.experts is None and not 0 <= self.fraction < 1:
             raise ValueError(f"fraction={self.fraction} must be from 0 to less than 1.")
+        contributions.require_score(self.score)
 
     def effort(self, config: DecoderConfig) -> Effort:
         return Effort(1, 0)
@@ -40,11 +42,13 @@ class Experts(Structure):
             layers, mixtures = tuple(range(source.config.layers)), {}
             if source.config.experts.count != count:
                 seen, _ = observe_blocks(source, windows, _see, chunk=chunk)
-                scores = {n: np.asarray(contributions.saliency(s)) for n, s in enumerate(seen) if s}
-                mixtures = {n: {"experts": highest(s, count)} for n, s in scores.items()}
+                mixtures = {n: {"experts": self._best(s, count)} for n, s in enumerate(seen) if s}
             return Kept(layers, within=mixtures)
 
         return CutSource(source, of_sizes(source.config, {"experts": count}), find)
+
+    def _best(self, seen: contributions.Contribution, count: int) -> Int[np.ndarray, " _"]:
+        return highest(np.asarray(contributions.saliency(seen, self.score)), count)
 
     def _count(self, config: DecoderConfig) -> int:
         """How many stay; raises UserError where that cannot be."""
@@ -64,9 +68,11 @@ class Experts(Structure):
         return count
 
 
-def reap(*, experts: int | None = None, fraction: float | int = 0.25) -> Experts:
-    """REAP: experts that add least to what their mixture gives go."""
-    return Experts(experts=experts, fraction=fraction)
+def reap(
+    *, experts: int | None = None, fraction: float | int = 0.25, score: str = "reap"
+) -> Experts:
+    """REAP: experts that add least to what their mixture gives go; or those chosen least often."""
+    return Experts(experts=experts, fraction=fraction, score=score)
 
 
 def _see(block: Block, flow: Flow) -> tuple[contributions.Contribution | tuple[()], Flow]:

@@ -152,6 +152,7 @@ def test_experts_are_worth_what_the_official_code_says(renormalize):
     expected = official.reap(outputs, logits, chosen, renormalize)
     np.testing.assert_allclose(reap.saliency(seen), expected, rtol=1e-5)
     assert expected[3] == 0 and counts[3] == 0
+    np.testing.assert_array_equal(reap.saliency(seen, "frequency"), counts)
 
 
 def test_principal_directions_are_those_of_the_official_code_and_lose_least():

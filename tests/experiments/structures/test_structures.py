@@ -289,6 +289,7 @@ def test_what_makes_no_model_is_a_sentence_before_anything_is_read(structure, mo
         (minitron, {"over_sequence": "max"}, "over_sequence='max' must be mean or l2"),
         (llm_pruner, {"taylor": "second"}, "taylor='second' must be"),
         (reap, {"fraction": -0.1}, "fraction=-0.1 must be"),
+        (reap, {"score": "norm"}, "score='norm' must be reap or frequency"),
         (slicegpt, {"multiple": 0}, "multiple=0 must be positive"),
     ],
 )
