@@ -37,15 +37,16 @@ class Experts(Structure):
         self, source: Source, windows: Int[np.ndarray, "n T"] | None = None, *, chunk: int = 4
     ) -> CutSource:
         count = self._count(source.config)
+        shape = of_sizes(source.config, {"experts": count})
 
         def find() -> Kept:
             layers, mixtures = tuple(range(source.config.layers)), {}
-            if source.config.experts.count != count:
+            if shape != source.config:
                 seen, _ = observe_blocks(source, windows, _see, chunk=chunk)
                 mixtures = {n: {"experts": self._best(s, count)} for n, s in enumerate(seen) if s}
             return Kept(layers, within=mixtures)
 
-        return CutSource(source, of_sizes(source.config, {"experts": count}), find)
+        return CutSource(source, shape, find)
 
     def _best(self, seen: contributions.Contribution, count: int) -> Int[np.ndarray, " _"]:
         return highest(np.asarray(contributions.saliency(seen, self.score)), count)

@@ -103,8 +103,8 @@ def _chosen(
     """Which units of a block's own dimensions stay."""
     found = {d: highest(scores[d], wanted[d]) for d in scores if d not in HEADS}
     if any(d in wanted for d in HEADS):
-        counts = tuple(wanted.get(d, getattr(config, d)) for d in HEADS)
-        kept = highest_heads(scores["heads"], scores["kv_heads"], counts)  # type: ignore[arg-type]
+        counts = (wanted.get("heads", config.heads), wanted.get("kv_heads", config.kv_heads))
+        kept = highest_heads(scores["heads"], scores["kv_heads"], counts)
         found |= zip(HEADS, kept, strict=True)
     return found
 
@@ -193,7 +193,8 @@ class LLMPruner(Width):
     def scores(
         self, source: Source, windows: Any, chunk: int, wanted: frozenset[str]
     ) -> tuple[Scores, list[Scores]]:
-        config, blocks = source.config, [{} for _ in range(source.config.layers)]
+        config = source.config
+        blocks: list[dict[str, Any]] = [{} for _ in range(config.layers)]
         dimensions = wanted | (set(HEADS) if wanted & set(HEADS) else set())
         for block in block_gradients(source, windows, chunk=chunk):
             prefix = f"blocks.{block.layer}."

@@ -8,7 +8,7 @@ import pytest
 from experiments import compress, exporting
 from experiments.checkpoints.planish import Checkpoint
 from experiments.checkpoints.sources import open_source
-from experiments.entry import build
+from experiments.entry import build, resolved
 from experiments.errors import UserError
 from experiments.evaluation.footprint import Footprint
 from experiments.report import calibration, cells, label
@@ -17,6 +17,7 @@ from tests.experiments.checkpoints.synthetic import CONFIG
 from tests.experiments.test_resume import interrupt
 
 RTN = ["algorithm=rtn", "algorithm.format.group_size=32"]
+NARROW = ["structure=minitron", "structure.feed_forward=32"]
 ALONE = ["structure=shortgpt", "structure.layers=1", "algorithm=none"]
 
 
@@ -47,15 +48,16 @@ def test_a_pruned_model_is_an_ordinary_smaller_one(config, tmp_path):
     card = (exported / "README.md").read_text()
     assert "ShortGPT less 1 block" in card and "layers 1 of 2" in card
 
-    narrower = [f"model.path={done.checkpoint}", "structure=minitron", "structure.feed_forward=32"]
-    twice = compress.run(config(*narrower, *RTN))
-    assert twice.record["structure"]["feed_forward"] == [64, 32]
-    assert label(twice.record) == "Minitron feed_forward 32 + RTN 4 bit g32"
+    narrower = config(f"model.path={done.checkpoint}", *NARROW, *RTN)
+    plan = compress.prepare(narrower)
+    assert (plan.source.config.layers, plan.source.config.feed_forward) == (1, 32)
+    assert label({"config": resolved(narrower)}) == "Minitron feed_forward 32 + RTN 4 bit g32"
 
 
 @pytest.mark.parametrize(
     "settings",
     [
+        [*NARROW, *RTN],
         ["structure=minitron", "structure.heads=2", "algorithm=gptq", *RTN[1:]],
         ["structure=slicegpt", "structure.hidden=64", "rotation=quarot", *RTN],
         ["structure=llm_pruner", "structure.feed_forward=32", "algorithm=none"],
