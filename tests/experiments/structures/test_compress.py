@@ -57,7 +57,7 @@ def test_a_pruned_model_is_an_ordinary_smaller_one(config, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        [*NARROW, *RTN],
+        [*NARROW, "algorithm=none"],
         ["structure=minitron", "structure.heads=2", "algorithm=gptq", *RTN[1:]],
         ["structure=slicegpt", "structure.hidden=64", "rotation=quarot", *RTN],
         ["structure=llm_pruner", "structure.feed_forward=32", "algorithm=none"],

@@ -18,7 +18,7 @@ from experiments.structures.width import llm_pruner, minitron
 from models.config import Mixing
 from tests.experiments.checkpoints.test_rotated import FAMILIES, PLAIN, InMemory, change, logits
 
-WINDOWS = np.random.default_rng(1).integers(0, 53, (3, 10))
+WINDOWS = np.random.default_rng(1).integers(0, 53, (4, 10))
 MIXTURE = change(experts=Mixing(count=5, chosen=2, feed_forward=24))
 OTHERS = {
     "opt, learned positions": change(
@@ -46,7 +46,7 @@ def zeroed(source, cut):
 
 
 @pytest.mark.parametrize("family", EVERY)
-@pytest.mark.some("every bias", "qwen2_moe, a shared expert")
+@pytest.mark.some("every bias")
 def test_a_cut_model_is_the_original_with_those_channels_zeroed(family):
     source = InMemory(EVERY[family])
     sizes = {"heads": 2, "kv_heads": 1, "feed_forward": 40}
@@ -175,32 +175,28 @@ def test_a_blocks_perplexity_is_that_of_the_model_without_it():
     found = perplexities(source, WINDOWS, 2)
     expected = [perplexity(without(source, n), WINDOWS).value for n in range(3)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    kept = shortened_llama(layers=1, keep_first=2)(source, WINDOWS).kept
+    kept = shortened_llama(layers=1, keep_first=2)(source, WINDOWS, chunk=2).kept
     assert kept.layers == (0, 1)
-
-
-def loss(source):
-    return perplexity(source, WINDOWS).loss
 
 
 @pytest.mark.parametrize("family", ["smollm2, tied", "qwen2_moe, a shared expert"])
 @pytest.mark.some(1)
 def test_taylor_terms_are_what_small_changes_do_to_the_loss(family):
-    """A matrix times 1 ± ε: the loss' slope is Σ W ∂L/∂W."""
+    """Matrices of a block times 1 ± ε: the loss' slope is Σ W ∂L/∂W."""
     source = InMemory(FAMILIES[family])
     found = {b.layer: b for b in block_gradients(source, WINDOWS, chunk=2)}
     names = [n for n in ("attention.k", "mlp.down", "mlp.router", "mlp.shared.up", "mlp_norm")
              if f"blocks.1.{n}.weight" in source.tensors]  # fmt: skip
-    for name in names:
-        key, before = f"blocks.1.{name}.weight", source.tensors[f"blocks.1.{name}.weight"]
-        sides = []
-        for sign in (1, -1):
-            source.tensors[key] = before * np.float32(1 + sign * 3e-3)
-            sides.append(loss(source))
-        source.tensors[key] = before
-        block = found[1]
-        slope = float(jnp.sum(block.arrays[f"{name}.weight"] * block.gradients[f"{name}.weight"]))
-        assert abs(slope - (sides[0] - sides[1]) / 6e-3) < 2e-3 + 0.02 * abs(slope), name
+    before, sides = dict(source.tensors), []
+    for sign in (1, -1):
+        for name in names:
+            key = f"blocks.1.{name}.weight"
+            source.tensors[key] = before[key] * np.float32(1 + sign * 3e-3)
+        sides.append(perplexity(source, WINDOWS).loss)
+    block, weights = found[1], [f"{name}.weight" for name in names]
+    slope = float(sum(jnp.sum(block.arrays[n] * block.gradients[n]) for n in weights))
+    assert abs(slope) > 0.05
+    assert abs(slope - (sides[0] - sides[1]) / 6e-3) < 2e-3 + 0.02 * abs(slope)
     assert (taylors(source, WINDOWS, 2) > 0).all()
 
 
@@ -227,7 +223,8 @@ def test_the_experts_that_add_nothing_go():
     for path in ("mlp.router", "mlp.experts.gate"):
         name = f"blocks.1.{path}.weight"
         np.testing.assert_array_equal(cut.read(name), source.tensors[name][kept])
-    assert np.isfinite(logits(cut)).all() and cut.config.experts.count == 3
+    assert cut.config.experts.count == 3
+    assert load_model(cut).blocks[0].mlp.router.kernel.shape == (48, 3)
 
 
 @pytest.mark.parametrize("family", ["smollm2, tied", "every bias", "olmoe, experts"])
@@ -301,6 +298,14 @@ def test_bad_settings_are_sentences(make, settings, sentence):
 def test_scores_need_windows():
     cut = shortgpt(layers=1)(InMemory(PLAIN))
     with pytest.raises(UserError, match="is found on calibration windows, and got none"):
+        cut.read("embed.weight")
+
+
+def test_activations_that_are_not_finite_are_named():
+    source = InMemory(PLAIN)
+    source.tensors["blocks.1.attention_norm.weight"][:] = 1e38
+    cut = shortgpt(layers=1)(source, WINDOWS)
+    with pytest.raises(UserError, match="Block 1: The activations at its output hold NaN"):
         cut.read("embed.weight")
 
 
