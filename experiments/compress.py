@@ -60,8 +60,10 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         size = footprint(compressed.description["tensors"])._asdict()
         if export is not None:
             exporting.complete(compressed, export, {"metrics": metrics, "footprint": size})
+        cut = compressed.description.get("structure")
         return run.finish(
             model=notes["source"],
+            **({} if cut is None else {"structure": cut}),
             data=data_facts(windows),
             metrics=metrics,
             footprint=size,
@@ -130,7 +132,8 @@ def _compress(
             source, writer, plan.recipe, plan.windows.calibration, plan.walk,
             seed=seed, known=known, report=report,
         )  # fmt: skip
-        writer.finish(source.config, source.tokenizer(), notes)
+        cut = {} if plan.cut is None else {"structure": plan.cut.removed()}
+        writer.finish(source.config, source.tokenizer(), {**notes, **cut})
     before = [layer for layer in layers if layer.layer in known and layer is known[layer.layer]]
     run.recorder.seconds["compress"] += sum(sum(layer.seconds.values()) for layer in before)
     return layers

@@ -22,7 +22,7 @@ from experiments.checkpoint_size import Kind, checkpoint_bytes, kinds_of, tensor
 from experiments.checkpoints.sources import shapes
 from experiments.evaluation import logits
 from experiments.operations import Work, size, work
-from experiments.recipes import Recipe
+from experiments.recipes import Recipe, Structure
 from experiments.streaming import Walk
 from models.block import Flow
 from models.config import DecoderConfig
@@ -112,9 +112,11 @@ def estimate(
     views: bool,
     rate: float | int,
     base: int,
+    original: DecoderConfig | None = None,
 ) -> Estimate:
     """Of compressing by `recipe` and evaluating the result; of evaluating alone where it is None.
 
+    original: of the model that the recipe's structure makes one of `config` of.
     views: whether the source gives views of its files (`Source.views`).
     rate: floating-point operations per second of products. base: bytes of the process before any
     work (`hardware.process_memory`). Raises ValueError for weights that the method cannot take.
@@ -123,7 +125,15 @@ def estimate(
     kinds = {} if recipe is None else kinds_of(config, recipe)
     phases: dict[str, _Phase] = {}
     if recipe is not None:
-        phases["compress"] = _compress(config, recipe, kinds, calibration, walk, views)
+        compress = _compress(config, recipe, kinds, calibration, walk, views)
+        if recipe.structure is not None and calibration is not None:
+            scoring = _scoring(original or config, recipe.structure, calibration, walk)
+            compress = compress._replace(
+                parts=scoring.parts | compress.parts,
+                equations=scoring.equations + compress.equations,
+                memory=max(scoring.memory, compress.memory),
+            )
+        phases["compress"] = compress
     commonest = max(kinds, key=lambda kind: kinds[kind], default=())
     phases["evaluate"] = _evaluate(config, commonest, heldout, evaluation_chunk)
     memory = {name: base + phase.memory for name, phase in phases.items()}
@@ -222,6 +232,23 @@ def _descent(config: DecoderConfig, steps: int, tokens: int) -> tuple[Work, list
     # As read, and stacked to be scanned.
     kept = _arrays(_block(config, typical)[1], 2 * config.layers)
     return total, [*kept, ends, *between, *passing]
+
+
+def _scoring(
+    config: DecoderConfig, structure: Structure, calibration: Windows, walk: Walk
+) -> _Phase:
+    """Of finding what stays of a model: passes over its blocks, with one of them in memory."""
+    (windows, context), (passes, streams) = calibration, structure.effort(config)
+    if not passes:
+        return _Phase({}, 0, 0)
+    chunk, typical = min(walk.chunk, windows), programs.typical(config)
+    stages = _stages(config, typical, chunk, context)
+    block = sum((found for found, _ in stages), Work())
+    entry = programs.flow_shapes(config, chunk, context)
+    held = _arrays(_block(config, typical)[1], 3) + _arrays(entry, (1 + streams) * windows / chunk)
+    held += [Held(CALLS, block.temporaries), Held(READING, 4 * config.vocabulary * config.hidden)]
+    total = block.times(passes * config.layers * windows / chunk)
+    return _Phase({"structure": total}, total.equations, int(_total(held)))
 
 
 def _learning(methods: Mapping[str, Any], forward: Work, chunk: int) -> Work:

@@ -79,7 +79,7 @@ def complete(checkpoint: Checkpoint, writer: Writer, measured: Mapping[str, Any]
 
 def notes_of(checkpoint: Checkpoint, measured: Mapping[str, Any]) -> dict[str, Any]:
     """What the export says of itself."""
-    kept = ("identity", "recipe", "source", "calibration")
+    kept = ("identity", "recipe", "source", "calibration", "structure")
     said = {key: checkpoint.description[key] for key in kept if key in checkpoint.description}
     return said | {"measured": {k: measured.get(k) for k in ("metrics", "footprint")}}
 

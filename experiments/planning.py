@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from experiments import exporting, hardware, streaming
+from experiments.checkpoints.cut import CutSource
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
 from experiments.entry import build, resolved
@@ -15,7 +16,7 @@ from experiments.errors import UserError
 from experiments.estimate import Estimate, estimate
 from experiments.evaluation.tasks import Tasks
 from experiments.progress import console
-from experiments.recipe_builder import build_recipe
+from experiments.recipe_builder import build_recipe, build_structure
 from experiments.recipes import Recipe
 
 
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     estimate: Estimate
     settings: dict[str, Any]  # the arguments of `estimate`
     hardware: hardware.Hardware
+    cut: CutSource | None = None  # the smaller model that a structure makes, before other steps
 
     def require(self, folder: Path) -> None:
         """Refuse a run that memory or disk will not hold; raises UserError with the numbers."""
@@ -57,7 +59,6 @@ class Plan(NamedTuple):
 def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     """Open what the configuration names and estimate; raises UserError for what cannot be run."""
     plain = resolved(config)
-    recipe = build_recipe(config, source.config) if compressing else None
     try:
         walk = streaming.Walk(**plain["walk"]) if compressing else streaming.Walk()
     except ValueError as error:
@@ -65,8 +66,13 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     evaluation = build(config, "evaluation")
     tasks = isinstance(evaluation, Tasks)
     windows = None if tasks and not compressing else _windows(config, source, plain)
-    if recipe is not None:
+    original, cut, recipe = source.config, None, None
+    if compressing:
         assert windows is not None
+        structure = build_structure(config)
+        if structure is not None:
+            source = cut = structure(source, windows.calibration, chunk=walk.chunk)
+        recipe = build_recipe(config, source.config, structure)
         if recipe.rotation is not None:
             source = recipe.rotation(source, windows.calibration)
         if recipe.cache is not None:
@@ -78,6 +84,7 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
         views=source.views,
         calibration=windows.calibration.shape if windows is not None and compressing else None,
         heldout=heldout,
+        original=original,
         walk=walk,
         evaluation_chunk=chunk,
         rate=machine.assumed_rate(),
@@ -89,7 +96,7 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
         export.require(source.config, forms)
         more = export.disk(source.config, forms, found.disk)
         found = found._replace(disk=found.disk + more)
-    return Plan(source, recipe, windows, evaluation, walk, found, settings, machine)
+    return Plan(source, recipe, windows, evaluation, walk, found, settings, machine, cut)
 
 
 def _windows(config: DictConfig, source: Source, plain: dict[str, Any]) -> Windows:

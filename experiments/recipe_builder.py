@@ -13,21 +13,32 @@ from algorithms.pruning.pruned import pruned
 from experiments.configuration import did_you_mean
 from experiments.entry import build
 from experiments.errors import UserError
-from experiments.recipes import ENDS, Method, Recipe, Rule, looks_at_data
+from experiments.recipes import ENDS, Method, Recipe, Rule, Structure, looks_at_data
 from models.config import DecoderConfig
 from models.decoder import readers
 
 RULE = ("match", "pruning", "algorithm", "activations", "correction")
 
 
-def build_recipe(config: DictConfig, model: DecoderConfig) -> Recipe:
-    """The recipe of a configuration, for a model of this shape; raises UserError for a mistake."""
+def build_structure(config: DictConfig) -> Structure | None:
+    """What makes the model smaller, before anything else is done to it."""
+    return build(config, "structure") if config.get("structure") else None
+
+
+def build_recipe(
+    config: DictConfig, model: DecoderConfig, structure: Structure | None = None
+) -> Recipe:
+    """The recipe of a configuration, for a model of this shape; raises UserError for a mistake.
+
+    structure: that gave the model its shape.
+    """
     default = _method(config, {})
     rules = tuple(_rule(config, n, rule) for n, rule in enumerate(_rules(config)))
     scaling = build(config, "scaling") if config.get("scaling") else None
     rotation = build(config, "rotation") if config.get("rotation") else None
     cache = build(config, "cache") if config.get("cache") else None
-    recipe = Recipe(default, rules, scaling, rotation, _calibration(config), cache)
+    recipe = Recipe(default, rules, scaling, structure, rotation, _calibration(config), cache)
+    _require_something(config, recipe)
     _require_used(recipe, model)
     _require_data_free_ends(recipe)
     _require_one_kind(recipe, model)
@@ -121,6 +132,23 @@ def _made(yaml: str) -> Method:
 
 def _instantiate(nodes: DictConfig) -> Method:
     return _made(OmegaConf.to_yaml(nodes))
+
+
+def _require_something(config: DictConfig, recipe: Recipe) -> None:
+    """A run that does nothing, or a step around an algorithm that is not there, is a mistake."""
+    if config.get("algorithm") or recipe.rules:
+        return
+    for step in ("calibration", "pruning", "activations", "correction"):
+        if config.get(step):
+            raise UserError(
+                f"{step} goes around an algorithm, and there is none: choose one with "
+                f"algorithm=NAME, or leave it out ({step}=none)."
+            )
+    if not (recipe.structure or recipe.rotation or recipe.transform or recipe.cache):
+        raise UserError(
+            "algorithm=none leaves all weights as they are, and no other step does anything: "
+            "choose an algorithm, or another step, such as structure=shortgpt."
+        )
 
 
 def _require_used(recipe: Recipe, model: DecoderConfig) -> None:

@@ -2,11 +2,12 @@
 
 A recipe's steps are groups of the configuration, taken in this order:
 
+    structure    of the whole model, which is a smaller one of its architecture from then on
     rotation     of the whole model, which computes as before (QuaRot, SpinQuant)
     scaling      of each site's channels, which computes as before (SmoothQuant, AWQ)
     calibration  of what the algorithm aims at (GPTAQ); its own weights' outputs if left out
     pruning      of weights, before the algorithm, which then compresses those that are left
-    algorithm    that compresses weights
+    algorithm    that compresses weights; none: they stay as they are
     activations  are rounded before the compressed layers
     correction   of what is lost (low rank)
     cache        of keys and values, rounded
@@ -19,23 +20,48 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from algorithms.blockwise import BlockwiseMethod
 from algorithms.layerwise import LayerwiseMethod, SiteTransform
+from experiments.checkpoints.cut import CutSource
 from experiments.checkpoints.sources import Source
 from models.config import DecoderConfig
 from models.decoder import readers
 
 type Method = LayerwiseMethod | BlockwiseMethod
 STEPS = (
-    "rotation", "scaling", "calibration", "pruning", "algorithm", "activations", "correction",
-    "cache",
+    "structure", "rotation", "scaling", "calibration", "pruning", "algorithm", "activations",
+    "correction", "cache",
 )  # fmt: skip
 ENDS = ("embed", "head")  # dense unless a rule says otherwise
+
+
+class Effort(NamedTuple):
+    """What finding a structure takes."""
+
+    passes: float  # of all calibration windows through all blocks of the original
+    streams: float  # of all windows' activations that are held, beside the one on its way
+
+
+class Structure(abc.ABC):
+    """What makes a smaller model of the same architecture; hashable."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, source: Source, windows: Int[np.ndarray, "n T"] | None = None, *, chunk: int = 4
+    ) -> CutSource:
+        """The smaller model; what stays is found from windows of tokens, `chunk` at a time.
+
+        Raises UserError where none can be made.
+        """
+
+    @abc.abstractmethod
+    def effort(self, config: DecoderConfig) -> Effort:
+        """config: of the original."""
 
 
 class Rotation(abc.ABC):
@@ -70,6 +96,7 @@ class Recipe:
     default: Method | None
     rules: tuple[Rule, ...] = ()
     transform: SiteTransform | None = None
+    structure: Structure | None = None
     rotation: Rotation | None = None
     calibration: Callable[[LayerwiseMethod], LayerwiseMethod] | None = None
     cache: Callable[[Source], Source] | None = None  # the model that rounds keys and values

@@ -136,13 +136,14 @@ def cells(record: Record, reference: Record | None, name: str) -> list[str]:
     metrics, bits = scores(record), bits_per_weight(record)
     spent = record["seconds"]
     seconds = spent.get("compress", spent.get("train"))
+    left_as_it_is = bits is None and "structure" not in record
     delta = None
     if metrics and reference is not None and record is not reference:
         delta = paired_difference(record, reference)
     return [
         name,
         "–" if bits is None else f"{bits:.2f}",
-        "–" if bits is None else f"{record['bytes_on_disk'] / 1e6:.1f}",
+        "–" if left_as_it_is else f"{record['bytes_on_disk'] / 1e6:.1f}",
         _value(record),
         "–" if delta is None else f"{delta[0]:+.3f} ± {delta[1]:.3f}",
         "–" if seconds is None else f"{seconds:.0f}",
@@ -177,6 +178,8 @@ def calibration(record: Record) -> str:
         "statistics" in layer["seconds"] or "block" in layer["errors"]  # learned on the block
         for layer in record.get("layers", [])
     )
+    structure = record["config"].get("structure")  # found on them, but where blocks are named
+    observed |= bool(structure) and not isinstance(structure.get("layers"), list)
     return " × ".join(map(str, record["data"]["calibration"])) if observed else "–"
 
 

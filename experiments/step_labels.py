@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
-    "admm": "ADMM", "aqlm": "AQLM", "asvd": "ASVD", "awq": "AWQ", "autoround": "AutoRound",
-    "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ",
-    "gptq": "GPTQ", "hqq": "HQQ", "lqer": "LQER", "magnitude": "Magnitude",
-    "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP",
-    "quarot": "QuaRot", "quip_sharp": "QuIP#", "rtn": "RTN", "smoothquant": "SmoothQuant",
-    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD",
-    "svd_llm": "SVD-LLM", "svdquant": "SVDQuant", "wanda": "Wanda",
+    "admm": "ADMM", "aqlm": "AQLM", "asvd": "ASVD", "autoround": "AutoRound", "awq": "AWQ",
+    "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ", "hqq": "HQQ",
+    "llm_pruner": "LLM-Pruner", "lqer": "LQER", "magnitude": "Magnitude", "minitron": "Minitron",
+    "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot", "quip_sharp":
+    "QuIP#", "reap": "REAP", "rtn": "RTN", "shortened_llama": "Shortened LLaMA", "shortgpt":
+    "ShortGPT", "slicegpt": "SliceGPT", "smoothquant": "SmoothQuant", "sparsegpt": "SparseGPT",
+    "spinquant": "SpinQuant", "svd": "SVD", "svd_llm": "SVD-LLM", "svdquant": "SVDQuant", "wanda":
+    "Wanda",
 }  # fmt: skip
 TRAINED = {
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
@@ -25,6 +26,8 @@ TRAINED = {
     "sparse_evolutionary": "SET", "sr_ste": "SR-STE", "static": "static sparsity", "ste": "STE",
     "tail_ema": "tail EMA", "tinybert": "TinyBERT",
 }  # fmt: skip
+STRUCTURES = "experiments.structures."
+SIZES = ("hidden", "heads", "kv_heads", "feed_forward", "experts")
 AROUND = ("loss", "parametrization", "precision", "sparsity", "outer", "averaging")
 
 
@@ -39,6 +42,8 @@ def step_label(step: Mapping[str, Any]) -> str:
         first = f"A{first.removesuffix(' bit')}" if first.endswith(" bit") else f"A-{first}"
         return " ".join([first, *(word for word in rest if word != "symmetric"), *static])
     named = NAMES.get(name) or (name.replace("_", " ").capitalize() if "_" in name else name)
+    if step["_target_"].startswith(STRUCTURES):
+        return " ".join([named, *_structure_words(step)])
     words = [named]
     if "bits" in step:
         words.append(f"{step['bits']} bit")
@@ -57,6 +62,18 @@ def step_label(step: Mapping[str, Any]) -> str:
     if step.get("factors"):
         words.append(f"in {step_label(step['factors'])}")
     return " ".join(words)
+
+
+def _structure_words(step: Mapping[str, Any]) -> list[str]:
+    """How much goes, or stays: "20 %", "less 6 blocks", "feed_forward 1152"."""
+    words = [step["score"]] if "score" in step else []
+    layers = step.get("layers")
+    if isinstance(layers, list):
+        return [*words, "less blocks", *map(str, layers)]
+    if layers is not None:
+        return [*words, f"less {layers} block{'s' if layers != 1 else ''}"]
+    sizes = [f"{key} {step[key]}" for key in SIZES if step.get(key) is not None]
+    return words + (sizes or [f"{100 * step['fraction']:g} %"] if "fraction" in step else sizes)
 
 
 def training_label(config: Mapping[str, Any]) -> str:

@@ -67,8 +67,9 @@ class LayerReport:
     notes: dict[str, dict[str, Any]]  # by site, the method's own: how many inputs are dead, …
 
     @property
-    def worst(self) -> float:
-        return max(self.errors.values())
+    def worst(self) -> float | None:
+        """None where nothing was compressed."""
+        return max(self.errors.values(), default=None)
 
 
 def compress_model(
@@ -111,7 +112,7 @@ def compress_model(
             found = _compress_layer(state, blocks, layer)
             report(found)
             reports.append(found)
-            step(f"error {found.worst:.2e}")
+            step("" if found.worst is None else f"error {found.worst:.2e}")
             memory.give_back()
     _write_ends(state)
     return reports

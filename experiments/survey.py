@@ -205,7 +205,8 @@ def _belongs(record: Record, name: str) -> bool:
     """Whether a run is of a step, or of an algorithm with nothing but activations around it."""
     found = [step.get("_target_", "rule").rsplit(".", 1)[-1] for step in steps(record["config"])]
     around = [step for step in found if step != "quantized_inputs"]
-    algorithm = record["config"]["algorithm"]["_target_"].rsplit(".", 1)[-1]
+    node = record["config"].get("algorithm") or {"_target_": "none"}
+    algorithm = node["_target_"].rsplit(".", 1)[-1]
     return around == [name] if name == algorithm else name in around
 
 

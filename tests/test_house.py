@@ -21,9 +21,8 @@ from experiments.streaming import Walk
 
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
-ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
-STEPS = ["algorithm", "algorithm/format", "rotation", "scaling", "activations", "correction",
-         "export"]  # fmt: skip
+STEPS = ["structure", "algorithm", "algorithm/format", "rotation", "scaling", "activations",
+         "correction", "export"]  # fmt: skip
 CHOICES = [
     (group, path.stem)
     for group in STEPS
@@ -56,7 +55,7 @@ def test_every_entry_point_has_its_configuration():
 
 @pytest.mark.parametrize("group", ["model", "data", "algorithm", "evaluation"])
 def test_every_choice_names_a_target_that_takes_its_keys(group):
-    for path in Path(CONF, group).glob("*.yaml"):
+    for path in (p for p in Path(CONF, group).glob("*.yaml") if p.stem != "none"):
         node = compose("compress", [f"{group}={path.stem}"])[group]
         target = hydra.utils.get_object(node._target_)
         keys = {key for key in node if not key.startswith("_")}

@@ -35,6 +35,8 @@ def _title(notes: Mapping[str, Any]) -> str:
 def _recipe(notes: Mapping[str, Any]) -> str:
     steps = [f"{n}. {_step(step)}" for n, step in enumerate(notes.get("recipe") or [], 1)]
     lines = steps or ["Nothing: the weights are those of the source."]
+    if cut := notes.get("structure"):
+        lines += ["", _cut(cut)]
     source, calibration = notes.get("source") or {}, notes.get("calibration") or {}
     if source:
         lines += ["", f"Source: {source['location']}, SHA-256 {source['digest']}."]
@@ -43,6 +45,14 @@ def _recipe(notes: Mapping[str, Any]) -> str:
     if notes.get("identity"):
         lines += [f"Run: {notes['identity']}."]
     return "\n".join(lines)
+
+
+def _cut(cut: Mapping[str, Any]) -> str:
+    """What a structure left of the model, in a sentence."""
+    said = {key: pair for key, pair in cut.items() if key not in ("removed", "scores")}
+    (before, after), sizes = said.pop("parameters"), said
+    changed = [f"{key.replace('_', ' ')} {a} of {b}" for key, (b, a) in sizes.items() if a != b]
+    return f"{after:,} of {before:,} parameters stay{': ' if changed else ''}{', '.join(changed)}."
 
 
 def _step(step: Any) -> str:

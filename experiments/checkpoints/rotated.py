@@ -148,7 +148,7 @@ class Rotation(recipes.Rotation):
 
         Raises UserError where a width has no Hadamard matrix.
         """
-        _require_turnable(source.config)
+        require_turnable(source.config)
         self._require_hadamard(source.config)
         if self.learning is not None:
             find = functools.partial(self._learned, source, windows)
@@ -194,8 +194,11 @@ class Rotation(recipes.Rotation):
                 ) from error
 
 
-def _require_turnable(config: DecoderConfig) -> None:
-    """What a turned residual stream computes is the same only between norms without a direction."""
+def require_turnable(config: DecoderConfig, step: str = "rotation") -> None:
+    """What a turned residual stream computes is the same only between norms without a direction.
+
+    step: of the recipe, which would turn it. Raises UserError.
+    """
     what = {
         "norms that subtract a mean": config.norm == "layer",
         "norms behind attention and MLP": config.post_norms,
@@ -203,8 +206,9 @@ def _require_turnable(config: DecoderConfig) -> None:
     }
     if found := [name for name, here in what.items() if here]:
         raise UserError(
-            f"rotation: a model of family {config.family} has {' and '.join(found)}, which do not "
-            "commute with a turn of its residual stream: leave it out (rotation=none)."
+            f"{step}: a model of family {config.family} has {' and '.join(found)}, which do not "
+            "commute with a turn of its residual stream: leave it out "
+            f"({step.partition('=')[0]}=none)."
         )
 
 

@@ -22,7 +22,9 @@ from experiments.recipe_builder import build_recipe
 from tests.experiments import tiny
 from tests.experiments.checkpoints.synthetic import CONFIG
 
-ALGORITHMS = sorted(path.stem for path in Path(CONF, "algorithm").glob("*.yaml"))
+ALGORITHMS = sorted(
+    path.stem for path in Path(CONF, "algorithm").glob("*.yaml") if path.stem != "none"
+)
 
 
 # Beside the defaults: what a tiny model needs.
@@ -245,12 +247,18 @@ def test_an_empty_text_is_refused(config, settings, tmp_path, text):
 
 
 # What is true of every step around an algorithm; beside the defaults: what a tiny model needs.
-GROUPS = ("rotation", "scaling", "calibration", "activations", "correction", "cache")
+GROUPS = ("structure", "rotation", "scaling", "calibration", "activations", "correction", "cache")
+OTHERS = ("none", "reap")  # which wants a mixture of experts
 STEPS = [
     f"{group}={path.stem}"
-    for group in GROUPS for path in sorted(Path(CONF, group).glob("*")) if path.stem != "none"
+    for group in GROUPS for path in sorted(Path(CONF, group).glob("*")) if path.stem not in OTHERS
 ] + ["algorithm@pruning=wanda", "algorithm@pruning=sparsegpt"]  # fmt: skip
 SMALL = {
+    "structure=shortgpt": ["structure.layers=1"],
+    "structure=shortened_llama": ["structure.layers=1"],
+    "structure=minitron": ["structure.feed_forward=32"],
+    "structure=llm_pruner": ["structure.heads=2"],
+    "structure=slicegpt": ["structure.hidden=64"],
     "rotation=spinquant": ["rotation.steps=2"],
     "correction=eora": ["correction.rank=4"],
     "correction=lqer": ["correction.rank=4"],
@@ -282,6 +290,7 @@ def test_a_step_gives_the_same_bytes_and_leaves_dead_inputs_finite(config, aroun
     assert np.isfinite(first.record["metrics"]["perplexity"]["value"])
 
 
+@pytest.mark.some(*(step for step in STEPS if "structure" not in step))  # which have their own
 def test_a_step_takes_one_window_of_two_tokens(config, around):
     record = compress.run(config(*around, "data.calibration=1", "data.context=2")).record
     assert np.isfinite(record["metrics"]["perplexity"]["value"])
