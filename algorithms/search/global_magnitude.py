@@ -18,6 +18,6 @@ def global_magnitude() -> SparsityMethod:
     return SparsityMethod("layer", measure, global_threshold.below)
 
 
-def measure(weights: Sequence[Float[Array, "*e o i"]], stats: Sequence[None]) -> Array:
+def measure(weights: Sequence[Float[Array, "..."]], stats: Sequence[None]) -> Array:
     """Counts of |W|."""
     return sum(global_threshold.counts(jnp.abs(w)) for w in weights)

@@ -8,7 +8,7 @@ share, by which the total is met exactly.
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 SHIFT = 18  # bits of a float32 that a bin does not tell apart
 BINS = 1 << 31 - SHIFT
@@ -21,7 +21,7 @@ def counts(scores: Float[Array, "*n"]) -> Int[Array, " m"]:
 
 
 def below(
-    counts: Float[np.ndarray, "u m"], sizes: Int[np.ndarray, " u"], sparsity: float
+    counts: Real[np.ndarray, "u m"], sizes: Int[np.ndarray, " u"], sparsity: float | int
 ) -> Float[np.ndarray, " u"]:
     """The share of each unit's scores below the threshold that `sparsity` of all are below."""
     cumulative = np.cumsum(counts.sum(0))

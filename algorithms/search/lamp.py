@@ -22,7 +22,7 @@ def lamp() -> SparsityMethod:
     return SparsityMethod("layer", measure, global_threshold.below)
 
 
-def measure(weights: Sequence[Float[Array, "*e o i"]], stats: Sequence[None]) -> Array:
+def measure(weights: Sequence[Float[Array, "..."]], stats: Sequence[None]) -> Array:
     """Counts of the scores; of experts, each is a layer."""
     matrices = [m for w in weights for m in w.reshape(-1, *w.shape[-2:])]
     return sum(global_threshold.counts(scores(m)) for m in matrices)

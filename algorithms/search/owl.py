@@ -1,5 +1,5 @@
-"""OWL, outlier weighed layerwise sparsity. Yin, Wu, Zhang, Hsieh, Wang, Jia, Li, Jaiswal, Pechenizkiy,
-Liang, Bendersky, Wang, Liu, ICML 2024, arXiv:2310.05175. Notes: papers/owl.md.
+"""OWL, outlier weighed layerwise sparsity. Yin, Wu, Zhang, Hsieh, Wang, Jia, Li, Jaiswal,
+Pechenizkiy, Liang, Bendersky, Wang, Liu, ICML 2024, arXiv:2310.05175. Notes: papers/owl.md.
 
 A block keeps more weights the more of them are outliers, by what Wanda says that they are worth:
     D_l = share of the block's A_ij = |W_ij| ‖X_j‖₂ above M · mean(A)
@@ -20,7 +20,7 @@ from algorithms.search.sparsities import SparsityMethod
 LEAST = 0.01  # where a block would have no zero at all, as in the official code
 
 
-def owl(*, threshold: float = 5.0, deviation: float = 0.08) -> SparsityMethod:
+def owl(*, threshold: float | int = 5.0, deviation: float | int = 0.08) -> SparsityMethod:
     """More weights for blocks with more outliers.
 
     threshold: M, of an outlier over the mean. deviation: λ, half of what sparsities span.
@@ -30,19 +30,21 @@ def owl(*, threshold: float = 5.0, deviation: float = 0.08) -> SparsityMethod:
     if not 0 <= deviation < 0.5:
         raise ValueError(f"deviation={deviation} must be from 0 to below 0.5.")
 
-    def measure(weights: Sequence[Float[Array, "*e o i"]], stats: Sequence[NormStats]) -> Array:
-        return outlier_ratio([channel_norms.scores(*each) for each in zip(weights, stats, strict=True)],
-                             threshold)[None]  # fmt: skip
+    def measure(weights: Sequence[Float[Array, "..."]], stats: Sequence[NormStats]) -> Array:
+        scores = [channel_norms.scores(*each) for each in zip(weights, stats, strict=True)]
+        return outlier_ratio(scores, threshold)[None]
 
     def allocate(
-        measures: Float[np.ndarray, "u 1"], sizes: Int[np.ndarray, " u"], sparsity: float
+        measures: Float[np.ndarray, "u 1"], sizes: Int[np.ndarray, " u"], sparsity: float | int
     ) -> Float[np.ndarray, " u"]:
         return sparsities(measures[:, 0], sizes, sparsity, deviation)
 
     return SparsityMethod("block", measure, allocate, channel_norms.init, channel_norms.observe)
 
 
-def outlier_ratio(scores: Sequence[Float[Array, "*e o i"]], threshold: float) -> Float[Array, ""]:
+def outlier_ratio(
+    scores: Sequence[Float[Array, "..."]], threshold: float | int
+) -> Float[Array, ""]:
     """D of one block."""
     count = sum(a.size for a in scores)
     mean = sum(jnp.sum(a) for a in scores) / count
@@ -52,8 +54,8 @@ def outlier_ratio(scores: Sequence[Float[Array, "*e o i"]], threshold: float) ->
 def sparsities(
     ratios: Float[np.ndarray, " u"],
     sizes: Int[np.ndarray, " u"],
-    sparsity: float,
-    deviation: float,
+    sparsity: float | int,
+    deviation: float | int,
 ) -> Float[np.ndarray, " u"]:
     """S_l; the same of all where all have as many outliers."""
     spread = ratios.max() - ratios.min()

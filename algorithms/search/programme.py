@@ -16,7 +16,7 @@ from scipy import optimize, sparse
 
 TOLERANCE = 1e-6  # of HiGHS, in units of a budget: what a choice may be above it before it is cut
 
-type Costs = Mapping[str, Float[np.ndarray, "u k"]]
+type Costs = Mapping[str, Float[np.ndarray, "_ _"]]  # of `scores`' shape
 
 
 class Choice(NamedTuple):
@@ -28,7 +28,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    scores: Float[np.ndarray, "u k"], costs: Costs, budgets: Mapping[str, float]
+    scores: Float[np.ndarray, "u k"], costs: Costs, budgets: Mapping[str, float | int]
 ) -> Choice:
     """The choice with the least total score.
 
@@ -37,8 +37,11 @@ def choose(
     met, with the least that can be.
     """
     _check(scores, costs, budgets)
-    used = {name: np.asarray(costs[name], float) / budgets[name] for name in budgets}
     allowed = np.isfinite(scores)
+    extra, left = _beyond_cheapest(allowed, costs, budgets)
+    for cost in [extra[name] for name in extra if left[name] == 0]:
+        allowed &= cost == 0
+    used = {name: extra[name] / left[name] for name in extra if left[name] > 0}
     least = np.where(allowed, scores, np.inf).min(1, keepdims=True)
     above = np.where(allowed, scores - least, 0.0)
     scale = above.sum() / max(np.count_nonzero(above), 1) or 1.0  # so that tolerances mean little
@@ -46,7 +49,7 @@ def choose(
     while True:
         found = _solve(above / scale, allowed, used, room)
         if found.x is None:
-            raise ValueError(_infeasible(allowed, costs, budgets, used))
+            raise ValueError(_infeasible(allowed, used, budgets))
         options = found.x.reshape(scores.shape).argmax(1)
         bound = found.mip_dual_bound if bound is None else bound
         most = max((_total(cost, options) for cost in used.values()), default=0.0)
@@ -56,7 +59,7 @@ def choose(
         room -= most - 1.0 + TOLERANCE  # HiGHS lets a sum be above its bound by as much
 
 
-def _check(scores, costs: Costs, budgets: Mapping[str, float]) -> None:
+def _check(scores, costs: Costs, budgets: Mapping[str, float | int]) -> None:
     if np.isnan(scores).any() or np.isneginf(scores).any():
         raise ValueError("scores hold NaN or -infinity: an option is left out by +infinity.")
     if stuck := np.flatnonzero(np.isposinf(scores).all(1)).tolist():
@@ -88,19 +91,33 @@ def _solve(objective, allowed, used: Mapping[str, Float[np.ndarray, "u k"]], roo
     )  # fmt: skip
 
 
-def _infeasible(allowed, costs: Costs, budgets: Mapping[str, float], used) -> str:
-    """Which budget cannot be met alone; else, by how much they must be raised together."""
+def _beyond_cheapest(
+    allowed, costs: Costs, budgets: Mapping[str, float | int]
+) -> tuple[dict[str, Float[np.ndarray, "u k"]], dict[str, float]]:
+    """What options cost beyond each unit's cheapest, and what a budget leaves for it: sums of which
+    a tolerance is a small part, however large the budget.
+
+    Raises ValueError for a budget that the cheapest options are above.
+    """
+    extra, left = {}, {}
     for name, budget in budgets.items():
-        cheapest = float(np.where(allowed, costs[name], np.inf).min(1).sum())
-        if cheapest > budget:
-            return (
+        table = np.asarray(costs[name], float)
+        cheapest = np.where(allowed, table, np.inf).min(1, keepdims=True)
+        extra[name], left[name] = table - cheapest, budget - float(cheapest.sum())
+        if left[name] < 0:
+            total = cheapest.sum()
+            raise ValueError(
                 f"budgets: {name}={budget:g} cannot be met: the cheapest options come to "
-                f"{cheapest:.6g}, {cheapest / budget:.3f} times as much."
+                f"{total:.6g}, {total / budget:.3f} times as much."
             )
+    return extra, left
+
+
+def _infeasible(allowed, used, budgets: Mapping[str, float | int]) -> str:
     names = " and ".join(f"{name}={budget:g}" for name, budget in budgets.items())
     return (
-        f"budgets: {names} cannot be met together, though each can: raise all of them "
-        f"{_least_factor(allowed, used):.3f} times."
+        f"budgets: {names} cannot be met together, though each can: raise what they leave beyond "
+        f"the cheapest options {_least_factor(allowed, used):.3f} times."
     )
 
 

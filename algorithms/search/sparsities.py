@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 Statistics = Any  # of a site, a pytree of arrays
 
@@ -18,14 +18,14 @@ class SparsityMethod(NamedTuple):
 
     `init(i)` and `observe(stats, x)` are as in `LayerwiseMethod`, None where no activations are
     looked at. `measure(weights, stats)` is of one unit, its layers' weights with their sites'
-    statistics. `allocate(measures, sizes, sparsity)` gives each unit's fraction, such that `sparsity`
-    is their mean, weighed by `sizes`.
+    statistics. `allocate(measures, sizes, sparsity)` gives each unit's fraction, such that
+    `sparsity` is their mean, weighed by `sizes`.
     """
 
     unit: Literal["layer", "block"]
-    measure: Callable[[Sequence[Float[Array, "*e o i"]], Sequence[Statistics]], Float[Array, " m"]]
+    measure: Callable[[Sequence[Float[Array, "..."]], Sequence[Statistics]], Real[Array, " m"]]
     allocate: Callable[
-        [Float[np.ndarray, "u m"], Int[np.ndarray, " u"], float], Float[np.ndarray, " u"]
+        [Real[np.ndarray, "u m"], Int[np.ndarray, " u"], float | int], Float[np.ndarray, " u"]
     ]
     init: Callable[[int], Statistics] | None = None
     observe: Callable[[Statistics, Float[Array, "n i"]], Statistics] | None = None
