@@ -1,5 +1,5 @@
 """The error of a layer's output: what layer-wise methods minimize, as GPTQ. Frantar, Ashkboos,
-Hoefler, Alistarh, ICLR 2023, arXiv:2210.17323. Notes: papers/autoquantize.md, which compares with it.
+Hoefler, Alistarh, ICLR 2023, arXiv:2210.17323. Notes: papers/autoquantize.md.
 
     s = ‖(Ŵ - W) X‖² / ‖W X‖²
 

@@ -23,7 +23,8 @@ class Sensitivity(NamedTuple):
     """A score by layers alone.
 
     `measure(passing)` gives sums over its tokens; `score(sums, w, d, tokens)` what the option
-    costs, of the sums over all of them. `gradients`: whether g is looked at, which takes a backward pass.
+    costs, of the sums over all of them. `gradients`: whether g is looked at, which takes a backward
+    pass.
     `weights`: whether D is, which an option has only where it multiplies its input by a matrix.
     """
 

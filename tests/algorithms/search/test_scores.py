@@ -66,8 +66,8 @@ def test_the_output_error_is_that_of_all_tokens_together(x64):
 
 
 def test_autoquantize_is_the_expected_growth_of_a_likelihood(x64):
-    """Of a softmax whose tokens are drawn from itself, the mean of ½ Σ (g·Δ)² is that of the KL, and
-    outputs that are changed one at a time have no cross terms.
+    """Of a softmax whose tokens are drawn from itself it is the divergence to second order, as long
+    as one output is changed at a time: there are no cross terms then.
     """
     rng = np.random.default_rng(1)
     logits, n = rng.normal(size=5), 200_000
