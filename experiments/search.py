@@ -12,7 +12,7 @@ from experiments.compress import data_facts
 from experiments.entry import build, entry_point, resolved
 from experiments.progress import console
 from experiments.runs import run as runs
-from experiments.searching import planning
+from experiments.searching import measuring, planning
 
 
 def run(config: DictConfig) -> runs.Run:
@@ -37,11 +37,11 @@ def _run(config: DictConfig, at: runs.Place) -> runs.Run:
 
         known = {entry["layer"]: entry["rows"] for entry in run.journal.entries("measured")}
         with run.recorder.phase("search"):
-            rows = plan.measure(known, report)
+            rows = measuring.measure(plan.job, known, report)
         with run.recorder.phase("solve"):
             found = plan.solve(rows)
         return run.finish(
-            model=plan.source.facts(),
+            model=plan.job.source.facts(),
             data=data_facts(plan.windows) | {"searched": plan.used},
             search=found,
             estimate=plan.facts(),

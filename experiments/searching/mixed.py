@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from algorithms import surgery
-from algorithms.search import kl
+from algorithms.search.kl import OutputDivergence
 from algorithms.search.programme import choose
 from algorithms.search.sensitivity import Passing, Sensitivity
 from algorithms.tensors import CompressedTensor, DenseTensor, ExpertsTensor
@@ -30,7 +30,7 @@ from experiments.searching.units import Kind, Unit
 
 type Option = Mapping[str, Any] | None
 type Row = dict[str, Any]  # of one unit, as the journal and the record keep it
-type Score = Sensitivity | kl.OutputDivergence
+type Score = Sensitivity | OutputDivergence
 BUDGETS = ("bits", "bytes", "multiplications", "seconds")
 
 
