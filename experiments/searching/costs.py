@@ -44,29 +44,33 @@ def multiplications(tensor: CompressedTensor, chosen: int) -> float:
     return float(tensor.shape[0] * tensor.shape[1])
 
 
-@functools.cache
-def _product(tokens: int) -> Any:
-    @jax.jit
-    def run(tensor: Any, x: Any, count: Any) -> Any:
-        """`count` times, each on what the last one gave, so that none is left out."""
-        total = jax.lax.fori_loop(
-            0, count, lambda _, y: y + 1e-30 * tensor.matmul(x + y).sum(), jnp.zeros(())
-        )
-        return total
+@jax.jit
+def _product(tensor: Any, x: Any, count: Any) -> Any:
+    """`count` times, each on what the last one gave, so that none is left out."""
 
-    return run
+    def once(_: Any, y: Any) -> Any:
+        return y + 1e-30 * tensor.matmul(x + y).sum()
+
+    return jax.lax.fori_loop(0, count, once, jnp.zeros(()))
 
 
-def seconds(tensors: Sequence[CompressedTensor], tokens: int) -> float:
-    """Of the products of these layers with `tokens` activations each, as they are stored."""
-    return sum(_seconds(tensor, tokens) for tensor in tensors)
+def seconds(tensors: Sequence[CompressedTensor], tokens: int, chosen: int) -> float:
+    """Of the products of these layers with `tokens` activations each, as they are stored; each
+    token passes through `chosen` experts.
+    """
+    return sum(
+        chosen * _seconds(tensor.one(0), tokens)
+        if isinstance(tensor, ExpertsTensor)
+        else _seconds(tensor, tokens)
+        for tensor in tensors
+    )
 
 
 def _seconds(tensor: CompressedTensor, tokens: int) -> float:
-    x, run = jnp.ones((tokens, tensor.shape[1])), _product(tokens)
+    x = jnp.ones((tokens, tensor.shape[1]))
     count = 1
     while True:
-        spent = best_seconds(functools.partial(run, tensor, x, count), REPEATS)
+        spent = best_seconds(functools.partial(_product, tensor, x, count), REPEATS)
         if spent >= SHORTEST:
             return spent / count
         count *= max(2, round(SHORTEST / max(spent, 1e-6)))

@@ -105,7 +105,9 @@ def cost_row(
     ]
     if tokens:
         row["seconds"] = [
-            costs.seconds([o.get(path) or _as_is(block, path) for path in unit.paths], tokens)
+            costs.seconds(
+                [o.get(path) or _as_is(block, path) for path in unit.paths], tokens, chosen
+            )
             for o in options
         ]
     return row
@@ -137,7 +139,7 @@ def layer_scores(
     """
     moving, found = list(chunks), {}
     paths = {path for unit in units for path in unit.paths}
-    tokens = sum(flow.positions.size for flow in chunks)
+    tokens = sum(flow.positions[:, 1:].size for flow in chunks)  # that are predicted
     for stage, site in enumerate(block.sites):
         advance(block, moving, stage)
         for path in [path for path in site.readers if path in paths]:

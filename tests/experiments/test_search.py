@@ -38,6 +38,7 @@ def windows(config):
     return search.prepare(config(*RTN, *TWO, name="search")).job.windows
 
 
+@pytest.mark.some("hawq")
 @pytest.mark.parametrize("score", SCORES)
 def test_what_is_chosen_is_within_the_budget_and_no_worse_than_every_unit_alike(config, score):
     """4 bits cost 5.5 with their scales; half way there is room for some units."""
@@ -123,6 +124,7 @@ def test_a_compression_begins_with_its_search(config, tmp_path, capsys):
     assert label(done.record) == "RTN 2/4 bit g16 + 1 rule + Output error to 4.5 bits"
 
 
+@pytest.mark.some("autoquantize")
 @pytest.mark.parametrize("score", ["output_error", "autoquantize"])
 def test_an_interrupted_search_goes_on(config, monkeypatch, score):
     """From the first block on or from the last one back, with what was measured kept."""
@@ -165,6 +167,7 @@ def test_other_costs_are_budgets_too(config):
     assert [alike["bits"] for alike in found["uniform"]] == [9.0, 5.5, 16.0]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "given, units",
     [(["algorithm=wanda", "allocation=owl"], 2), (["allocation=global_magnitude"], 14),
