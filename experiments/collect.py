@@ -70,7 +70,9 @@ def _record_files(place: Path) -> list[Path]:
 def _finished(places: Sequence[Path]) -> Iterator[Done]:
     for place in places:
         for path in sorted(place.rglob(records.FILE)):
-            yield Done(path.parent, records.read(path))
+            record = records.read(path)
+            if record["command"] != "search":  # whose rules are in the compression's record
+                yield Done(path.parent, record)
 
 
 def unfinished(places: Sequence[Path]) -> Iterator[tuple[Path, str]]:
