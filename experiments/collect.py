@@ -52,7 +52,7 @@ def gather(places: Sequence[Path]) -> list[Record]:
     found: dict[tuple[str, str, str], Record] = {}
     for path in dict.fromkeys(path for place in places for path in _record_files(place)):
         record = records.read(path)
-        if record["command"] != "benchmark":
+        if record["command"] not in ("benchmark", "search"):
             key = record["identity"], record["started"], str(record["seeds"])
             found.setdefault(key, record)  # a copy of a run, as in papers/results, is that run
     return list(found.values())
@@ -70,7 +70,9 @@ def _record_files(place: Path) -> list[Path]:
 def _finished(places: Sequence[Path]) -> Iterator[Done]:
     for place in places:
         for path in sorted(place.rglob(records.FILE)):
-            yield Done(path.parent, records.read(path))
+            record = records.read(path)
+            if record["command"] != "search":  # whose rules are in the compression's record
+                yield Done(path.parent, record)
 
 
 def unfinished(places: Sequence[Path]) -> Iterator[tuple[Path, str]]:

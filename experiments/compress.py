@@ -6,7 +6,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import exporting, memory, planning, records, streaming, task_scores
+from experiments import (
+    allocated,
+    exporting,
+    memory,
+    planning,
+    records,
+    streaming,
+    task_scores,
+)
 from experiments.checkpoints.exports import Export, Writer
 from experiments.checkpoints.planish import DESCRIPTION, Checkpoint, CheckpointWriter
 from experiments.checkpoints.sources import of_weights
@@ -37,18 +45,23 @@ def run(config: DictConfig) -> runs.Run:
 
 def prepare(config: DictConfig) -> planning.Plan:
     """What the configuration asks for, opened but not loaded, and what it will take."""
+    return _plan(allocated.with_rules(config)[0])
+
+
+def _plan(config: DictConfig) -> planning.Plan:
     return planning.plan(config, of_weights(build(config, "model")), compressing=True)
 
 
 def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
-    plan = prepare(config)
+    ruled, search = allocated.with_rules(config)
+    plan = _plan(ruled)
     source, windows = plan.source, plan.windows
     assert windows is not None
     plan.require(at.folder)
     with runs.begin(at) as run:
         notes = {
             "identity": at.identity,
-            "recipe": steps(plain),
+            "recipe": steps(resolved(ruled)),
             "source": source.facts(),
             "calibration": {"name": windows.name, "digest": windows.digest},
         }
@@ -70,6 +83,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
             bytes_on_disk=bytes_on_disk(run.folder / "checkpoint"),
             layers=[dataclasses.asdict(layer) for layer in layers],
             estimate=plan.facts(),
+            **search,
         )
 
 

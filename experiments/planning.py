@@ -65,7 +65,7 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
         raise UserError(f"walk: {error}") from error
     evaluation = build(config, "evaluation")
     tasks = isinstance(evaluation, Tasks)
-    windows = None if tasks and not compressing else _windows(config, source, plain)
+    windows = None if tasks and not compressing else open_windows(config, source, plain)
     original, cut, recipe = source.config, None, None
     if compressing:
         assert windows is not None
@@ -99,7 +99,8 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     return Plan(source, recipe, windows, evaluation, walk, found, settings, machine, cut)
 
 
-def _windows(config: DictConfig, source: Source, plain: dict[str, Any]) -> Windows:
+def open_windows(config: DictConfig, source: Source, plain: dict[str, Any]) -> Windows:
+    """The configured windows of tokens, as this model encodes them."""
     return build(config, "data").windows(
         source.tokenizer(), source.config.vocabulary, longest=source.config.context,
         seed=plain["seeds"]["data"],

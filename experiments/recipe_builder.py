@@ -103,6 +103,13 @@ def _merged(config: DictConfig, step: str, rule: Mapping[str, Any]) -> Any:
     return OmegaConf.to_container(OmegaConf.merge(plain, mine))
 
 
+def with_settings(config: DictConfig, step: str, settings: Mapping[str, Any]) -> DictConfig:
+    """The configuration with a step's settings laid over its own, as those of a rule are."""
+    found = config.copy()
+    found[step] = _merged(config, step, {step: settings})
+    return found
+
+
 @functools.cache
 def _made(yaml: str) -> Method:
     """One object for one configuration: what is compiled for a method is compiled once."""
@@ -155,12 +162,10 @@ def _require_used(recipe: Recipe, model: DecoderConfig) -> None:
     """A rule that decides nothing is a mistake: a pattern mistyped, or hidden by one before it."""
     paths = [f"blocks.{n}.{path}" for n in range(model.layers) for path in readers(model, n)]
     paths += ["embed"] if model.tied_embeddings else [*ENDS]
+    deciding = [next((n for n, r in enumerate(recipe.rules) if r.pattern.fullmatch(path)), None)
+                for path in paths]  # fmt: skip
     for number, rule in enumerate(recipe.rules):
-        deciding = [
-            path for path in paths
-            if rule is next((r for r in recipe.rules if r.pattern.fullmatch(path)), None)
-        ]  # fmt: skip
-        if not deciding:
+        if number not in deciding:
             last = max(path for path in paths if path.startswith("blocks.0."))
             raise UserError(
                 f"rules[{number}]: match={rule.pattern.pattern!r} decides no layer: patterns match "

@@ -17,7 +17,12 @@ from experiments.evaluation.footprint import Footprint
 from experiments.recipes import steps as recipe_steps
 from experiments.runs.identity import EXCLUDED, SEEDS, seeds_label
 from experiments.statistics import Estimate, estimate
-from experiments.step_labels import step_label, training_label
+from experiments.step_labels import (
+    allocation_label,
+    step_label,
+    training_label,
+    with_options,
+)
 
 Record = dict[str, Any]
 
@@ -33,10 +38,13 @@ def label(record: Record) -> str:
     """What was done to the model, in a few words: "AWQ + RTN 4 bit g64"."""
     if "optimizer" in record["config"]:
         return training_label(record["config"])
+    allocation = record["config"].get("allocation") or {}
     steps = [step for step in record.get("recipe") or recipe_steps(record["config"]) if step]
-    words = [step_label(step) for step in steps if "rule" not in step]
+    words = [step_label(with_options(step, allocation)) for step in steps if "rule" not in step]
     if rules := len(steps) - len(words):
         words.append(f"{rules} rule{'s' if rules > 1 else ''}")
+    if allocation:
+        words.append(allocation_label(allocation))
     asked = record["config"].get("model", {})  # an endpoint is known by its name
     own = asked["name"] if "url" in asked and not record["config"].get("checkpoint") else "float"
     return " + ".join(words) or record.get("stored_as") or own

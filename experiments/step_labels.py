@@ -28,6 +28,8 @@ TRAINED = {
 }  # fmt: skip
 STRUCTURES = "experiments.structures."
 SIZES = ("hidden", "heads", "kv_heads", "feed_forward", "experts")
+ALLOCATIONS = {"autoquantize": "AutoQuantize", "hawq": "HAWQ-V2", "kl": "KL", "lamp": "LAMP",
+               "owl": "OWL"}  # fmt: skip
 AROUND = ("loss", "parametrization", "precision", "sparsity", "outer", "averaging")
 
 
@@ -56,7 +58,8 @@ def step_label(step: Mapping[str, Any]) -> str:
     if step.get("block") is not None:
         words.append(f"{step['keep']}:{step['block']}")
     elif "sparsity" in step:
-        words.append(f"{100 * step['sparsity']:g} %")
+        sparsity = step["sparsity"]
+        words.append(sparsity if isinstance(sparsity, str) else f"{100 * sparsity:g} %")
     if step.get("format") and name not in ("awq", "spinquant"):  # which are not of weights
         words += _format_words(step["format"])
     if step.get("factors"):
@@ -74,6 +77,37 @@ def _structure_words(step: Mapping[str, Any]) -> list[str]:
         return [*words, f"less {layers} block{'s' if layers != 1 else ''}"]
     sizes = [f"{key} {step[key]}" for key in SIZES if step.get(key) is not None]
     return words + (sizes or [f"{100 * step['fraction']:g} %"] if "fraction" in step else sizes)
+
+
+def allocation_label(node: Mapping[str, Any]) -> str:
+    """What gives layers settings of their own, and within what: "AutoQuantize to 3.5 bits"."""
+    name = _last_name(node.get("score") or node)
+    words = [ALLOCATIONS.get(name) or name.replace("_", " ").capitalize()]
+    given = {k: v for k, v in (node.get("budgets") or {}).items() if v is not None}
+    if given:
+        words.append("to " + " and ".join(f"{value:g} {key}" for key, value in given.items()))
+    return " ".join(words)
+
+
+def with_options(step: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:
+    """A step as the options of an allocation leave it: bits 2/3/4 where each has its own."""
+    options = [option for option in node.get("options") or [] if option]
+    return _overlaid(step, options) if all("_target_" not in o for o in options) else dict(step)
+
+
+def _overlaid(step: Mapping[str, Any], options: list[Mapping[str, Any]]) -> dict[str, Any]:
+    found = dict(step)
+    for key in {key for option in options for key in option} & found.keys():
+        own = [option.get(key, step[key]) for option in options]
+        if isinstance(step[key], Mapping):
+            found[key] = _overlaid(step[key], own)
+        elif len(set(map(str, own))) > 1:
+            found[key] = "/".join(
+                f"{value:g}" if type(value) is float else str(value) for value in own
+            )
+        else:
+            found[key] = own[0]
+    return found
 
 
 def training_label(config: Mapping[str, Any]) -> str:

@@ -5,21 +5,14 @@ row, which is an output; those that stay are not changed:
     S_ij = |W_ij| ‖X_j‖₂
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from algorithms.channel_norms import NormStats, init, observe, scores
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.numerics import relative_error
 from algorithms.pruning.patterns import Pattern
 from algorithms.tensors import CompressedTensor
-
-
-class NormStats(NamedTuple):
-    """‖X_j‖² over the activations seen."""
-
-    squares: Float[Array, " i"]
 
 
 def wanda(
@@ -41,19 +34,6 @@ def wanda(
         return pattern.tensor(w, mask, rows=True, dtype=dtype)
 
     return LayerwiseMethod(init, observe, compress, error, notes=notes)
-
-
-def init(i: int) -> NormStats:
-    return NormStats(jnp.zeros(i))
-
-
-def observe(stats: NormStats, x: Float[Array, "n i"]) -> NormStats:
-    return NormStats(stats.squares + jnp.sum(x.astype(stats.squares.dtype) ** 2, 0))
-
-
-def scores(w: Float[Array, "o i"], stats: NormStats) -> Float[Array, "o i"]:
-    """S."""
-    return jnp.abs(w) * jnp.sqrt(stats.squares)
 
 
 def error(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from algorithms.search import kl
 from algorithms.walk import unpack_layers
 from experiments.checkpoints.loading import load_stem, load_tail
 from experiments.checkpoints.sources import Source
@@ -91,3 +92,58 @@ def see(graph, state, x: Float[Array, "n D"], tokens: Int[Array, " n"], seen: Se
         return Seen(top, total, own)
 
     return jax.lax.map(add, (x, tokens, seen), batch_size=LOGITS)
+
+
+def gradients(
+    source: Source, states: Sequence[Float[Array, "_ D"]], tokens: Sequence[Int[Array, " _"]]
+) -> list[Float[Array, "_ D"]]:
+    """Of the loss of each position, by the last activations there: the sum over parts of the head,
+    once it is known what all logits come to.
+    """
+    seen = following(source, states, tokens)
+    found = [jnp.zeros_like(x) for x in states]
+    for first, graph, state in heads(source):
+        for n, (x, token) in enumerate(zip(states, tokens, strict=True)):
+            log_z = seen[n].top + jnp.log(seen[n].total)
+            found[n] += _pull(graph, state, x, token - first, log_z)
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _pull(
+    graph, state, x: Float[Array, "n D"], tokens: Int[Array, " n"], log_z: Float[Array, " n"]
+):
+    tail, *embed = nnx.merge(graph, state)
+
+    def one(position):
+        x, token, log_z = position
+        logits, pull = jax.vjp(lambda x: tail(x, *embed).astype(jnp.float32), x)
+        own = jnp.arange(len(logits)) == token
+        return pull(jnp.exp(logits - log_z) - own)[0]
+
+    return jax.lax.map(one, (x, tokens, log_z), batch_size=LOGITS)
+
+
+def divergences(
+    source: Source, states: Float[Array, "n D"], changed: Sequence[Float[Array, "n D"]]
+) -> list[Float[Array, " n"]]:
+    """KL(p ‖ p') at each position, in nats: of the model's predictions, and of those whose last
+    activations are changed, in several ways.
+    """
+    found = [kl.nothing(len(states)) for _ in changed]
+    for _, graph, state in heads(source):
+        for n, x in enumerate(changed):
+            found[n] = _diverge(graph, state, states, x, found[n])
+    return [each.divergence for each in found]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _diverge(graph, state, x: Float[Array, "n D"], y: Float[Array, "n D"], parts: kl.Parts):
+    tail, *embed = nnx.merge(graph, state)
+
+    def one(position):
+        x, y, parts = position
+        logits, other = (tail(z, *embed).astype(jnp.float32) for z in (x, y))
+        return kl.add(parts, logits, other)
+
+    return jax.lax.map(one, (x, y, parts), batch_size=LOGITS)
