@@ -8,11 +8,11 @@ NAMES = {
     "admm": "ADMM", "aqlm": "AQLM", "asvd": "ASVD", "autoround": "AutoRound", "awq": "AWQ",
     "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ", "hqq": "HQQ",
     "llm_pruner": "LLM-Pruner", "lqer": "LQER", "magnitude": "Magnitude", "minitron": "Minitron",
-    "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot", "quip_sharp":
-    "QuIP#", "reap": "REAP", "rtn": "RTN", "shortened_llama": "Shortened LLaMA", "shortgpt":
-    "ShortGPT", "slicegpt": "SliceGPT", "smoothquant": "SmoothQuant", "sparsegpt": "SparseGPT",
-    "spinquant": "SpinQuant", "svd": "SVD", "svd_llm": "SVD-LLM", "svdquant": "SVDQuant", "wanda":
-    "Wanda",
+    "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
+    "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN", "shortened_llama": "Shortened LLaMA",
+    "shortgpt": "ShortGPT", "slicegpt": "SliceGPT", "smoothquant": "SmoothQuant",
+    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD", "svd_llm": "SVD-LLM",
+    "svdquant": "SVDQuant", "wanda": "Wanda",
 }  # fmt: skip
 TRAINED = {
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
@@ -20,8 +20,8 @@ TRAINED = {
     "e2e_qp": "E2E-QP", "dora": "DoRA", "ema": "EMA", "ema_nesterov": "EMA-Nesterov",
     "fitnets": "FitNets", "forward_kl": "forward KL", "fp8": "FP8", "gkd": "GKD", "jsd": "JSD",
     "lawa": "LAWA", "loftq": "LoftQ", "lora": "LoRA", "lsq": "LSQ", "lsq_plus": "LSQ+",
-    "masked": "kept mask",
-    "minillm": "MiniLLM", "minilm": "MiniLM", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "pact": "PACT",
+    "masked": "kept mask", "minillm": "MiniLLM", "minilm": "MiniLM", "mxfp4": "MXFP4",
+    "nvfp4": "NVFP4", "pact": "PACT",
     "qlora": "QLoRA", "reverse_kl": "reverse KL", "rigl": "RigL", "snoo": "SNOO",
     "sparse_evolutionary": "SET", "sr_ste": "SR-STE", "static": "static sparsity", "ste": "STE",
     "tail_ema": "tail EMA", "tinybert": "TinyBERT",

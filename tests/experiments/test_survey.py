@@ -38,8 +38,8 @@ def rendered(tmp_path_factory):
     for name in ("README.md", "rtn.md", "gptq.md", "peers.yaml"):
         shutil.copy(records.ROOT / "papers" / name, root / "papers" / name)
     survey_page = root / "papers" / "README.md"  # less what it shows of runs that are not made up
-    survey_page.write_text(re.sub(r"<!-- results:begin (runs|race|benchmark)=.*?results:end -->", "",
-                                  survey_page.read_text(), flags=re.DOTALL))  # fmt: skip
+    of_runs = r"<!-- results:begin (runs|race|benchmark)=.*?results:end -->"
+    survey_page.write_text(re.sub(of_runs, "", survey_page.read_text(), flags=re.DOTALL))
     (root / "papers" / "references.bib").write_text(cited(pages.read_pages(root / "papers")))
     (root / "README.md").write_text(README)
     (root / "kernels").mkdir()
