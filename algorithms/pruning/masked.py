@@ -27,10 +27,12 @@ class MaskedLinear(nnx.Module):
 
     def __init__(self, tensor: SparseTensor | BlockSparseTensor | DenseTensor, bias: Any):
         w = tensor.dequantize()
-        dense = isinstance(tensor, DenseTensor)
         self.kernel, self.bias = exact(nnx.Param(w.T)), bias
-        self.mask = nnx.Variable(w != 0 if dense else tensor.alive())
-        self.form = None if dense else nnx.Variable(tensor)  # what is stored, but for its numbers
+        self.form: Any = None  # what is stored, but for its numbers
+        if isinstance(tensor, DenseTensor):
+            self.mask = nnx.Variable(w != 0)
+        else:
+            self.mask, self.form = nnx.Variable(tensor.alive()), nnx.Variable(tensor)
 
     def __call__(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
         w = self.kernel[...].T

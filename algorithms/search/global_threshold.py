@@ -5,6 +5,9 @@ any size is one vector for each layer. Within the bin of the threshold every lay
 share, by which the total is met exactly.
 """
 
+import functools
+from collections.abc import Iterable
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -18,6 +21,11 @@ def counts(scores: Float[Array, "*n"]) -> Int[Array, " m"]:
     """How many scores, which are not negative, each bin has."""
     raw = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
     return jnp.bincount((raw >> SHIFT).ravel().astype(jnp.int32), length=BINS)
+
+
+def total(layers: Iterable[Float[Array, "..."]]) -> Int[Array, " m"]:
+    """Counts of several matrices together."""
+    return functools.reduce(jnp.add, map(counts, layers))
 
 
 def below(

@@ -171,7 +171,8 @@ class FolderWriter:
             self._json("config.json", raw)
             self._json(shards.INDEX, _index(entries))
             save_tokenizer(tokenizer, self.partial, longest=config.context)
-            text = card(notes, method=layout and layout.method, dtype=dtype, sparse=sparse)
+            method = None if layout is None else layout.method
+            text = card(notes, method=method, dtype=dtype, sparse=sparse)
             write_whole(self.partial / "README.md", text)
             self._check()
             (self.partial / ORIGIN).unlink()
