@@ -30,6 +30,7 @@ def test_ours_and_the_oracle_agree(name, monkeypatch):
     assert f"| {name} | {row['size']} |" in shown
 
 
+@pytest.mark.slow
 def test_a_spectrum_is_measured_and_drawn(tmp_path):
     run = [o for o in small.overrides(tmp_path) if not o.startswith(("runs=", "batch="))]
     settings = {"run": run, "steps": [0, 2], "examples": 4, "probes": 2, "lanczos": 3}
