@@ -104,7 +104,8 @@ def test_refuses_parts_that_do_not_fit():
 def test_factors_may_be_compressed_themselves():
     _, plain, x = parts()
     method = rtn(bits=8, group_size=None)
-    a, b = (method.compress(f.astype(jnp.float32), None) for f in (plain.a, plain.b))
+    compress = jax.jit(lambda f: method.compress(f.astype(jnp.float32), None))
+    a, b = compress(plain.a), compress(plain.b)
     tensor = LowRankTensor(a, b)
     tensor.validate()
     assert (tensor.shape, tensor.rank, tensor.online) == ((10, 16), 3, False)
