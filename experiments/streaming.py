@@ -48,7 +48,7 @@ class Walk:
 
     # Whether later layers are calibrated on what compressed predecessors produce; "block": only
     # those of later blocks, with one pass more over a block.
-    sequential: bool | str = True
+    sequential: Any = True  # bool | "block"; whatever was written, so that a sentence refuses it
     chunk: int = 4  # windows per step
     dense_dtype: str | None = "float16"  # of what stays uncompressed, on disk; None: as the source
 
