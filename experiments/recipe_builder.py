@@ -88,6 +88,12 @@ def _method(config: DictConfig, rule: Mapping[str, Any]) -> Method | None:
     nodes = {step: _merged(config, step, rule) for step in RULE[1:]}
     if nodes["algorithm"] is None:
         return None
+    if "_target_" not in nodes["algorithm"]:
+        raise UserError(
+            f"rules: algorithm={nodes['algorithm']} changes settings of an algorithm, and "
+            "algorithm=none has none: give it a _target_ of its own, such as "
+            "algorithms.quantization.rtn.rtn."
+        )
     return _instantiate(OmegaConf.create(nodes))
 
 

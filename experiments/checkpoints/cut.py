@@ -149,8 +149,8 @@ def layers_differ(config: DecoderConfig) -> bool:
 
 
 def of_sizes(config: DecoderConfig, changed: Mapping[str, int]) -> DecoderConfig:
-    """The shape of a model with fewer units of some dimensions. Fewer hidden channels leave a
-    smaller constant in its norms, as their mean is over fewer.
+    """The shape of a model with fewer units of some dimensions. Fewer hidden channels take a larger
+    constant in its norms, whose mean is over fewer; norms of q and k, if any, share it.
     """
     plain: dict[str, Any] = {d: n for d, n in changed.items() if d != "experts"}
     if "hidden" in changed:

@@ -91,6 +91,10 @@ def test_an_interrupted_evaluation_keeps_what_was_removed(config, monkeypatch):
         (["algorithm=none", "activations=int8_token"], "activations goes around an algorithm"),
         ([*ALONE, "calibration=gptaq"], "calibration goes around an algorithm, and there is none"),
         ([*ALONE, "algorithm@pruning=wanda"], "pruning goes around an algorithm"),
+        (
+            [*ALONE, "rules=[{match: '.*mlp.up', algorithm: {format: {bits: 8}}}]"],
+            "changes settings of an algorithm, and algorithm=none has none",
+        ),
         (["structure=reap"], "family llama has no mixture of experts"),
         (["structure=minitron", "structure.heads=0"], "heads=0 must be from 1 to the 3"),
         ([*ALONE[:2], "rules=[{match: 'blocks.1.*', algorithm: null}]"], "decides no layer"),

@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.checkpoints.cut import of_sizes
 from experiments.checkpoints.dimensions import axes
+from experiments.checkpoints.families import FAMILIES as FOLDERS
+from experiments.checkpoints.huggingface import read_config
 from experiments.checkpoints.loading import load_model
 from experiments.errors import UserError
 from experiments.evaluation.perplexity import perplexity
@@ -29,6 +32,10 @@ OTHERS = {
     "olmoe, norms over whole q and k": change(qk_norm=True, qk_norm_whole=True),
 }  # fmt: skip
 EVERY = FAMILIES | OTHERS
+GPT2 = {
+    "norm": "layer", "positions": "learned", "gated": False, "activation": "gelu_tanh",
+    "qkv_bias": True, "output_bias": True, "mlp_bias": True, "tied_embeddings": True,
+}  # fmt: skip
 
 
 def zeroed(source, cut):
@@ -299,6 +306,26 @@ def test_scores_need_windows():
     cut = shortgpt(layers=1)(InMemory(PLAIN))
     with pytest.raises(UserError, match="is found on calibration windows, and got none"):
         cut.read("embed.weight")
+
+
+@pytest.mark.parametrize(
+    "family, settings, sizes, sentence",
+    [
+        ("llama", {}, {"hidden": 36, "heads": 2, "feed_forward": 40}, None),
+        ("qwen3", {"qk_norm": True}, {"heads": 2, "kv_heads": 1}, None),
+        ("mixtral", {"experts": dataclasses.replace(MIXTURE.experts, normalized=True,
+                                                    feed_forward=64)}, {"experts": 3}, None),
+        ("gpt2", {**GPT2, "kv_heads": 4}, {"heads": 2, "kv_heads": 2}, "no setting for head_size"),
+    ],
+)  # fmt: skip
+def test_others_read_the_shape_or_it_is_refused(family, settings, sizes, sentence, tmp_path):
+    """Of a family whose heads fill the residual stream, none can go alone."""
+    config = of_sizes(change(family=family, head_size=12, **settings), sizes)
+    if sentence is not None:
+        with pytest.raises(ValueError, match=sentence):
+            FOLDERS[family].write(config)
+    else:
+        assert read_config(FOLDERS[family].write(config), tmp_path) == config
 
 
 def test_activations_that_are_not_finite_are_named():
