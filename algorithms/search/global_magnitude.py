@@ -20,4 +20,4 @@ def global_magnitude() -> SparsityMethod:
 
 def measure(weights: Sequence[Float[Array, "..."]], stats: Sequence[None]) -> Array:
     """Counts of |W|."""
-    return sum(global_threshold.counts(jnp.abs(w)) for w in weights)
+    return jnp.stack([global_threshold.counts(jnp.abs(w)) for w in weights]).sum(0)

@@ -25,7 +25,7 @@ def lamp() -> SparsityMethod:
 def measure(weights: Sequence[Float[Array, "..."]], stats: Sequence[None]) -> Array:
     """Counts of the scores; of experts, each is a layer."""
     matrices = [m for w in weights for m in w.reshape(-1, *w.shape[-2:])]
-    return sum(global_threshold.counts(scores(m)) for m in matrices)
+    return jnp.stack([global_threshold.counts(scores(m)) for m in matrices]).sum(0)
 
 
 def scores(w: Float[Array, "o i"]) -> Float[Array, " n"]:

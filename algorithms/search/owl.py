@@ -48,7 +48,7 @@ def outlier_ratio(
     """D of one block."""
     count = sum(a.size for a in scores)
     mean = sum(jnp.sum(a) for a in scores) / count
-    return sum(jnp.sum(a > threshold * mean) for a in scores) / count
+    return jnp.stack([jnp.sum(a > threshold * mean) for a in scores]).sum() / count
 
 
 def sparsities(

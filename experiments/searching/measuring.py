@@ -88,7 +88,10 @@ def _option_rows(
     own, paths = job.units(layer), frozenset(job.paths(layer))
     key = jax.random.fold_in(jax.random.key(job.seed), layer)
     config = job.source.config
-    methods = [r and r.block(config, layer).__getitem__ for r in job.recipes]
+    methods = [
+        None if recipe is None else recipe.block(config, layer).__getitem__
+        for recipe in job.recipes
+    ]
     options = [mixed.solved(block, chunks, each, paths, key) for each in methods]
     tokens = found.latency_tokens if "seconds" in found.budgets else 0
     chosen = config.experts.chosen if config.experts else 1

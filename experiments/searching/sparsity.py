@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from algorithms import mixtures, surgery
+from algorithms.layerwise import LayerwiseMethod
 from algorithms.search.sparsities import SparsityMethod
 from algorithms.walk import advance, observe
 from experiments.errors import UserError
@@ -34,26 +35,26 @@ def block_rows(
     block: Any, units: Sequence[Unit], chunks: Sequence[Any], method: SparsityMethod
 ) -> list[Row]:
     """What the method measures of each unit; the block and its chunks stay as they are."""
-    moving, stats = list(chunks), {}
+    moving, stats = list(chunks), dict[str, Any]()
     for stage, site in enumerate(block.sites):
         seen = None
         if method.observe is not None:
             advance(block, moving, stage)
-            of_experts = functools.partial(mixtures.observe, block, site)
-            seen = of_experts(moving, _Observing(method)).stats if site.experts else observe(
-                moving, method
-            )  # fmt: skip
+            own = LayerwiseMethod(method.init, method.observe, _never)
+            seen = _seen(block, site, moving, own)
         stats |= dict.fromkeys(site.readers, seen)
     return [_row(block, unit, [stats[path] for path in unit.paths], method) for unit in units]
 
 
-class _Observing:
-    """A method's statistics, where an algorithm's are expected."""
+def _seen(block: Any, site: Any, chunks: Sequence[Any], own: LayerwiseMethod) -> Any:
+    return (
+        mixtures.observe(block, site, chunks, own).stats if site.experts else observe(chunks, own)
+    )
 
-    paired = False
 
-    def __init__(self, method: SparsityMethod):
-        self.init, self.observe = method.init, method.observe
+def _never(w: Any, stats: Any) -> Any:
+    """Statistics alone are asked for."""
+    raise AssertionError
 
 
 def _row(block: Any, unit: Unit, stats: Sequence[Any], method: SparsityMethod) -> Row:

@@ -38,9 +38,9 @@ def units(
 
     wiring = sites(config, layer)
     readers = tuple(path for site in wiring for path in site.readers)
-    named = {
+    every: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         "layer": [(path, (path,)) for path in readers],
         "site": [(site.name, site.readers) for site in wiring],
         "block": [("", readers)],
-    }[kind]
-    return [Unit(layer, name, left) for name, paths in named if (left := free(paths))]
+    }
+    return [Unit(layer, name, left) for name, paths in every[kind] if (left := free(paths))]

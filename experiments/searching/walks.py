@@ -52,9 +52,8 @@ def forward(
     with progress.steps("search", model.source.config.layers) as step:
         for layer, block in _blocks(model, chunks):
             if layer not in rows:
-                rows[layer] = _reported(
-                    report, layer, lambda b=block, n=layer: measure(n, b, chunks)
-                )
+                measured = functools.partial(measure, layer, block, chunks)
+                rows[layer] = _reported(report, layer, measured)
             through(block, chunks)
             _leave(block)
             step("")
@@ -88,9 +87,8 @@ def backward(
                      for flow, pull in zip(flows, pulls, strict=True)]  # fmt: skip
             pulls, g = [pull for pull, _ in found], [own for _, own in found]
             if layer not in rows:
-                rows[layer] = _reported(
-                    report, layer, lambda b=block, n=layer, f=flows, g=g: measure(n, b, f, g)
-                )
+                measured = functools.partial(measure, layer, block, flows, g)
+                rows[layer] = _reported(report, layer, measured)
             _leave(block)
             step("")
     return [row for layer in sorted(rows) for row in rows[layer]]
