@@ -40,17 +40,21 @@ def block_rows(
         seen = None
         if method.observe is not None:
             advance(block, moving, stage)
-            seen = _observed(block, site, moving, method)
+            own = LayerwiseMethod(method.init, method.observe, _never)
+            seen = _seen(block, site, moving, own)
         stats |= dict.fromkeys(site.readers, seen)
     return [_row(block, unit, [stats[path] for path in unit.paths], method) for unit in units]
 
 
-def _observed(block: Any, site: Any, chunks: Sequence[Any], method: SparsityMethod) -> Any:
-    """The method's statistics of a site; of experts, an axis of them in front."""
-    looking = LayerwiseMethod(method.init, method.observe, compress=None)  # type: ignore[arg-type]
-    if site.experts:
-        return mixtures.observe(block, site, chunks, looking).stats
-    return observe(chunks, looking)
+def _seen(block: Any, site: Any, chunks: Sequence[Any], own: LayerwiseMethod) -> Any:
+    return (
+        mixtures.observe(block, site, chunks, own).stats if site.experts else observe(chunks, own)
+    )
+
+
+def _never(w: Any, stats: Any) -> Any:
+    """Statistics alone are asked for."""
+    raise AssertionError
 
 
 def _row(block: Any, unit: Unit, stats: Sequence[Any], method: SparsityMethod) -> Row:

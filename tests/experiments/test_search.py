@@ -1,6 +1,7 @@
 """What a search measures, against the model itself; what it chooses; and compressions by it."""
 
 import inspect
+import re
 from pathlib import Path
 
 import hydra
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from algorithms import surgery
 from algorithms.walk import advance
 from experiments import allocated, compress, search
 from experiments.checkpoints.loading import load_model
 from experiments.checkpoints.planish import Checkpoint
+from experiments.checkpoints.sources import Source
 from experiments.configuration import CONF
 from experiments.entry import build, resolved
 from experiments.errors import UserError
+from experiments.evaluation.forward import activations
+from experiments.evaluation.perplexity import perplexity
 from experiments.report import label
 from experiments.runs import run as runs
 from experiments.runs.identity import identity
@@ -52,55 +55,66 @@ def test_what_is_chosen_is_within_the_budget_and_no_worse_than_every_unit_alike(
         assert rule == {"match": unit["match"], "algorithm": found["options"][unit["chosen"]]}
 
 
-def test_the_divergence_is_that_of_the_whole_model(config, tmp_path):
-    found = searched(config, "allocation/score=kl", "allocation.unit=block",
-                     "allocation.budgets.bits=4.5")  # fmt: skip
-    tokens = jnp.asarray(windows(config))
-    plain = compress.run(config("algorithm=rtn", "algorithm.format.group_size=16", "bits=2"))
-    model, other = load_model(build(config(), "model")), Checkpoint(plain.checkpoint)
-    before = jax.nn.log_softmax(model(tokens)[:, :-1])
-    for path in ("q", "k", "v", "o"):
-        name = f"attention.{path}"
-        w = other.read(f"blocks.1.{name}.weight")
-        surgery.set_weight(surgery.linear_at(model.blocks[1], name), jnp.asarray(w, jnp.float32))
-    for path in ("gate", "up", "down"):
-        w = other.read(f"blocks.1.mlp.{path}.weight")
-        surgery.set_weight(
-            surgery.linear_at(model.blocks[1], f"mlp.{path}"), jnp.asarray(w, jnp.float32)
-        )
-    after = jax.nn.log_softmax(model(tokens)[:, :-1])
-    expected = float(jnp.mean(jnp.sum(jnp.exp(before) * (before - after), -1)))
-    assert found["units"][1]["score"][0] == pytest.approx(expected, rel=1e-3)
+class Changed(Source):
+    """A model with some weights in place of its own."""
+
+    def __init__(self, source, changes):
+        self.source, self.changes = source, changes
+        self.config, self.location = source.config, source.location
+
+    def names(self):
+        return self.source.names()
+
+    def read(self, name):
+        return self.changes[name] if name in self.changes else self.source.read(name)
+
+    def tokenizer(self):
+        return self.source.tokenizer()
+
+    def digest(self):
+        return self.source.digest()
+
+
+def test_the_divergence_is_that_of_the_whole_model(config):
+    """With one block rounded to 2 bits, by logits of all the vocabulary."""
+    more = ["allocation/score=kl", "allocation.unit=block", "allocation.budgets.bits=4.5"]
+    found = searched(config, *more)["units"][1]["score"][0]
+    source, tokens = build(config(), "model"), windows(config)
+    compress_ = build(config(*RTN, "bits=2"), "algorithm").compress
+    changes = {
+        name: np.asarray(compress_(jnp.asarray(source.read(name)), None).dequantize())
+        for name in source.names() if re.fullmatch(r"blocks\.1\.(attention|mlp)\..*weight", name)
+    }  # fmt: skip
+    ends = [activations(each, [tokens], step=lambda _: None)[0][:, :-1]
+            for each in (source, Changed(source, changes))]  # fmt: skip
+    model = load_model(source)
+    logits = [model.tail(x, model.stem.embed) for x in ends]
+    p, q = (np.asarray(z - jax.nn.logsumexp(z, -1, keepdims=True)) for z in logits)
+    assert found == pytest.approx(np.mean(np.sum(np.exp(p) * (p - q), -1)), rel=1e-3)
 
 
 def test_gradients_are_those_of_the_models_loss(config):
     """Along a random change of one layer, by differences of the whole model's loss."""
-    source, tokens = build(config(), "model"), windows(config)
-    model, path = walks.Model(source, tokens, 4), "mlp.up"
+    source, tokens, path = build(config(), "model"), windows(config), "mlp.up"
     seen = {}
 
     def measure(layer, block, chunks, gradients):
         moving = list(chunks)
         for stage in range(3):  # up to what mlp.gate and mlp.up read
             advance(block, moving, stage)
-        seen[layer] = [
-            (flow.activation, g[path]) for flow, g in zip(moving, gradients, strict=True)
-        ]
+        seen[layer] = [(f.activation, g[path]) for f, g in zip(moving, gradients, strict=True)]
         return []
 
-    walks.backward(model, measure, lambda layer: [path], {}, lambda layer, rows: None)
-    whole = load_model(source)
-    linear = surgery.linear_at(whole.blocks[0], path)
-    w = surgery.get_weight(linear)
-    d = jnp.asarray(np.random.default_rng(0).normal(size=w.shape), jnp.float32)
+    walks.backward(walks.Model(source, tokens, 4), measure, lambda _: [path], {}, lambda *_: None)
+    name = f"blocks.0.{path}.weight"
+    w = np.asarray(source.read(name), np.float32)
+    d = np.random.default_rng(0).normal(size=w.shape).astype(np.float32)
 
     def loss(step):
-        surgery.set_weight(linear, w + step * d)
-        log_p = jax.nn.log_softmax(whole(jnp.asarray(tokens))[:, :-1])
-        own = jnp.take_along_axis(log_p, jnp.asarray(tokens)[:, 1:, None], -1)
-        return -float(jnp.sum(own))
+        changed = Changed(source, {name: w + np.float32(step) * d})
+        return perplexity(changed, tokens, chunk=4).losses.sum() * (tokens.shape[1] - 1)
 
-    slope = sum(float(jnp.sum((x @ d.T) * g)) for x, g in seen[0])
+    slope = sum(np.sum((np.asarray(x) @ d.T) * np.asarray(g)) for x, g in seen[0])
     assert slope == pytest.approx((loss(1e-2) - loss(-1e-2)) / 2e-2, rel=2e-2)
 
 
