@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from models.config import DecoderConfig
 from models.decoder import sites
 
-type Kind = Literal["layer", "site", "block"]
+type Kind = str  # layer, site or block
 
 
 class Unit(NamedTuple):
