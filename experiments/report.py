@@ -62,7 +62,9 @@ def labels(records: Sequence[Record]) -> list[str]:
         alike = [other for other, its in zip(settings, plain, strict=True) if its == name]
         keys = dict.fromkeys(key for other in alike for key in other)
         own = [key for key in keys if _uncommon(mine.get(key), [o.get(key) for o in alike])]
-        named.append(" ".join([name, *(f"{key.split('.')[-1]}={mine.get(key)}" for key in own)]))
+        named.append(
+            " ".join([name, *(f"{key.split('.')[-1]}={mine.get(key, 'null')}" for key in own)])
+        )
     again = Counter(named)
     return [
         f"{name} {seeds_label(record['seeds'])}" if again[name] > 1 and "seeds" in record else name
@@ -82,7 +84,9 @@ def _settings(record: Record) -> dict[str, str]:
     return {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in leaves(record["config"])
-        if key.split(".")[0] not in EXCLUDED and SEEDS.isdisjoint(key.split("."))
+        if key.split(".")[0] not in EXCLUDED
+        and SEEDS.isdisjoint(key.split("."))
+        and value not in (None, {}, [])  # a step that is left out, or was no step yet
     }
 
 

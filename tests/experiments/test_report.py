@@ -133,6 +133,17 @@ def test_experiments_of_one_label_are_told_apart():
     assert report.labels(seeded) == ["GPTQ 4 bit g64 seed-0", "GPTQ 4 bit g64 seed-1"]
 
 
+def test_a_step_that_is_left_out_tells_none_apart():
+    early, late = record("x.gptq"), record("x.gptq")
+    late["config"] |= {"rotation": {}, "scaling": None, "rules": []}
+    assert report.labels([early, late]) == ["GPTQ 4 bit g64"] * 2
+    other = record("x.gptq")
+    other["config"] |= {"extra": {"kind": "random"}}
+    assert report.labels([early, late, other]) == [
+        "GPTQ 4 bit g64", "GPTQ 4 bit g64", "GPTQ 4 bit g64 kind=random"
+    ]  # fmt: skip
+
+
 def test_a_number_is_found_by_its_place():
     assert report.number(record(), "seconds.evaluate") == 1.0
     with pytest.raises(UserError, match="record of float has no number at seconds.compress"):
