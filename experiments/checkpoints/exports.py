@@ -207,7 +207,7 @@ def compressed_tensors(*, sparse: str | None = None) -> Export:
     """A folder that transformers, vLLM and SGLang load, quantized layers as they are.
 
     sparse: bitmask keeps pruned weights that have no codes as compressed-tensors did until 0.14,
-    which later versions do not load; null refuses them.
+    whose compressors decompress them, and later ones do not; null refuses them.
     """
     return Folder("compressed_tensors", CompressedTensors(sparse))
 

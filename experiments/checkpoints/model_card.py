@@ -88,8 +88,13 @@ def _measured(measured: Mapping[str, Any] | None) -> str:
 
 def _loading(method: str | None, dtype: str, sparse: bool) -> str:
     needs = "transformers" + (f" {method}" if method == "compressed-tensors" else "")
-    if sparse:  # which later versions do not load
-        needs = "'transformers<5' 'compressed-tensors<0.15'"
+    if sparse:
+        return (
+            "compressed-tensors kept weights without their zeros so until its version 0.14, whose\n"
+            "compressors decompress them (`pip install 'compressed-tensors<0.15'`). Later\n"
+            "versions, and servers, do not load them.\n"
+            "In planish: `python -m experiments.evaluate model=local model.path=PATH`."
+        )
     return (
         f"```python\n# pip install torch {needs}\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -1,7 +1,8 @@
-"""Loads folders with transformers and compressed-tensors as they were when both knew bit masks:
+"""Weights of exported folders by compressed-tensors' own decompression, as it was until 0.14:
 `python run_sparse.py FOLDER...`, in an environment with requirements-sparse.txt.
 
-Beside each folder goes FOLDER.npz: each weight as the loader decompresses it, and logits of tokens.
+Beside each folder goes FOLDER.npz. transformers 4.57 does not load those that are not 2:4: it lays
+weights out without memory first, which the library's compressor of the others refuses.
 """
 
 import json
@@ -9,26 +10,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
-from transformers.utils.quantization_config import CompressedTensorsConfig
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.config import SparsityCompressionConfig
 
 
-@torch.inference_mode()
 def main() -> None:
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
     for folder in map(Path, sys.argv[1:]):
-        raw = json.loads((folder / "config.json").read_text())
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float16, attn_implementation="eager",
-            quantization_config=CompressedTensorsConfig(run_compressed=False),
-        )  # fmt: skip
-        state = {n: p.float().numpy() for n, p in model.named_parameters() if n.endswith("weight")}
-        torch.nn.Module.float(model)
-        tokens = np.random.default_rng(1).integers(0, raw["vocab_size"], (2, 17))
-        logits = model.eval()(torch.from_numpy(tokens)).logits.numpy()
-        np.savez_compressed(f"{folder}.npz", tokens=tokens.astype(np.int32), logits=logits, **state)
+        said = json.loads((folder / "config.json").read_text())["quantization_config"]
+        said = said["sparsity_config"]
+        config = SparsityCompressionConfig.load_from_registry(said["format"], **said)
+        compressor = BaseCompressor.load_from_registry(said["format"], config=config)
+        found = dict(compressor.decompress(str(folder)))
+        np.savez_compressed(f"{folder}.npz", **{n: x.float().numpy() for n, x in found.items()})
 
 
 if __name__ == "__main__":

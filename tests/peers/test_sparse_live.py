@@ -11,12 +11,11 @@ from algorithms.pruning.magnitude import magnitude
 from experiments.checkpoints.families import FAMILIES
 from experiments.checkpoints.folder import FolderWriter
 from experiments.checkpoints.layouts.compressed_tensors import CompressedTensors
-from experiments.checkpoints.loading import load_model
 from experiments.checkpoints.planish import part_of
 from experiments.checkpoints.sources import open_source, shapes
 from tests.experiments.checkpoints.layouts.test_bitmasks import GOLDEN
-from tests.peers import exports, goldens
-from tests.peers.test_live import TOLERANCE, run
+from tests.peers import exports
+from tests.peers.test_live import run
 
 pytestmark = pytest.mark.peers
 METHODS = {"any": magnitude(sparsity=0.6), "two_of_four": magnitude(keep=2, block=4)}
@@ -42,14 +41,14 @@ def test_the_committed_layers_are_what_the_library_makes(sparse, tmp_path):
         assert (tmp_path / name).read_bytes() == (GOLDEN / name).read_bytes(), name
 
 
-def test_the_loader_makes_our_weights_and_logits(sparse, tmp_path):
+def test_the_library_makes_our_weights(sparse, tmp_path):
     made = {name: write(tmp_path / name, method) for name, method in METHODS.items()}
     run(sparse, "run_sparse.py", *(str(tmp_path / name) for name in made))
     for name, tensors in made.items():
         theirs, source = np.load(f"{tmp_path / name}.npz"), open_source(tmp_path / name)
+        assert len(theirs.files) == len(tensors)
         for ours, tensor in tensors.items():
             (place,) = FAMILIES["llama"].places(exports.CONFIG, ours)
             dense = tensor if isinstance(tensor, np.ndarray) else tensor.dequantize()
             np.testing.assert_array_equal(theirs[place.name], np.asarray(dense, np.float32), ours)
-        logits = goldens.forward(load_model(source), jnp.asarray(theirs["tokens"]))
-        np.testing.assert_allclose(theirs["logits"], logits, atol=TOLERANCE)
+            np.testing.assert_array_equal(source.read(ours), dense, ours)

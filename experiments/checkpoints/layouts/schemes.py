@@ -18,7 +18,7 @@ BLOCK = 128  # rows and columns of the one block size that servers know
 E4M3 = "float8_e4m3fn"
 SPARSE = (
     "weights without their zeros since its version 0.15; export=safetensors writes them with, and "
-    "export.sparse=bitmask as versions until 0.14 load them"
+    "export.sparse=bitmask as versions until 0.14 did"
 )
 NO_PLACE = {
     tensors.SumTensor: "a low-rank sum beside the weight; leave it out with correction=none, or "
