@@ -51,7 +51,7 @@ def mixed(
     score: Any,
     options: Sequence[Option],
     unit: Kind = "site",
-    budgets: Mapping[str, float | None],
+    budgets: Mapping[str, float | int | None],
     windows: int | None = 8,
     latency_tokens: int = 1,
 ) -> Mixed:
