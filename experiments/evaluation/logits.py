@@ -3,11 +3,12 @@ where vocabularies are large, and logits more still: both come in parts.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -107,6 +108,20 @@ def gradients(
             log_z = seen[n].top + jnp.log(seen[n].total)
             found[n] += _pull(graph, state, x, token - first, log_z)
     return found
+
+
+def loss_gradients(
+    source: Source,
+    chunks: Sequence[Float[Array, "B T D"]],
+    batches: Iterable[Int[np.ndarray, "B T"]],
+) -> list[Float[Array, "B T D"]]:
+    """Of the loss of all tokens together, in nats, by the last activations of windows."""
+    states = [x[:, :-1].reshape(-1, x.shape[-1]) for x in chunks]
+    found = gradients(source, states, [jnp.asarray(b[:, 1:].ravel(), jnp.int32) for b in batches])
+    return [
+        jnp.pad(g.reshape(len(x), -1, x.shape[-1]), ((0, 0), (0, 1), (0, 0)))  # the last position
+        for g, x in zip(found, chunks, strict=True)  # predicts nothing
+    ]
 
 
 @functools.partial(jax.jit, static_argnames="graph")

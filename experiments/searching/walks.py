@@ -163,17 +163,10 @@ def _rows(chunks: Sequence[Flow]) -> Float[Array, "n D"]:
 
 
 def _at_the_end(model: Model, chunks: Sequence[Flow]) -> list[Float[Array, "B T D"]]:
-    """∂L/∂x of the last activations: L is the loss of all tokens, in nats."""
+    """∂L/∂x of the last activations."""
     assert model.windows is not None
     batches = in_chunks(model.windows, model.chunk)
-    states = [_rows([flow]) for flow in chunks]
-    tokens = [jnp.asarray(batch[:, 1:].ravel(), jnp.int32) for batch in batches]
-    found = logits.gradients(model.source, states, tokens)
-    shapes = [flow.residual[:, :-1].shape for flow in chunks]
-    return [
-        jnp.pad(g.reshape(shape), ((0, 0), (0, 1), (0, 0)))  # the last position predicts nothing
-        for g, shape in zip(found, shapes, strict=True)
-    ]
+    return logits.loss_gradients(model.source, [flow.residual for flow in chunks], batches)
 
 
 class Probed(nnx.Module):

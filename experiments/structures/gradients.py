@@ -4,7 +4,7 @@ block is kept, and nothing else is in memory but one block.
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from algorithms import surgery
-from algorithms.objectives import cross_entropy
 from algorithms.walk import unpack_layers
 from experiments import memory, progress
-from experiments.checkpoints.loading import load_block, load_stem, load_tail, parameters
+from experiments.checkpoints.loading import load_block, parameters
 from experiments.checkpoints.sources import Source, require_predictions
+from experiments.evaluation import logits
 from experiments.evaluation.forward import in_chunks
 from experiments.streaming import embed_windows
 from experiments.structures.observing import blocks, require_finite, required, run_block
@@ -73,25 +73,8 @@ def _of_loss(
     source: Source, flows: list[Flow], windows: Int[np.ndarray, "n T"], chunk: int
 ) -> list[Float[Array, "B T D"]]:
     """The gradient of the mean loss by what leaves the last block."""
-    ends: Any = nnx.List([load_tail(source), load_stem(source)])
-    unpack_layers(ends)
-    graph, state = nnx.split(ends)
-    predicted = windows[:, 1:].size
-    return [
-        _slope(graph, state, flow.residual, jnp.asarray(tokens), 1 / predicted)
-        for flow, tokens in zip(flows, in_chunks(windows, chunk), strict=True)
-    ]
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _slope(graph, state, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], share):
-    tail, stem = nnx.merge(graph, state)
-
-    def loss(x):
-        predictions = tail.predictions(x[:, :-1].reshape(-1, x.shape[-1]), stem.embed)
-        return share * cross_entropy(predictions, tokens[:, 1:].reshape(-1))[0].sum()
-
-    return jax.grad(loss)(x)
+    ends, share = [flow.residual for flow in flows], 1 / windows[:, 1:].size
+    return [share * g for g in logits.loss_gradients(source, ends, in_chunks(windows, chunk))]
 
 
 @functools.partial(jax.jit, static_argnames="graph")
