@@ -26,13 +26,10 @@ class MaskedLinear(nnx.Module):
     """y = x (E ⊙ Q(W))ᵀ + b."""
 
     def __init__(self, tensor: SparseTensor | BlockSparseTensor | DenseTensor, bias: Any):
-        w = tensor.dequantize()
+        w, dense = tensor.dequantize(), isinstance(tensor, DenseTensor)
         self.kernel, self.bias = exact(nnx.Param(w.T)), bias
-        self.form: Any = None  # what is stored, but for its numbers
-        if isinstance(tensor, DenseTensor):
-            self.mask = nnx.Variable(w != 0)
-        else:
-            self.mask, self.form = nnx.Variable(tensor.alive()), nnx.Variable(tensor)
+        self.mask = nnx.Variable(w != 0 if isinstance(tensor, DenseTensor) else tensor.alive())
+        self.form = None if dense else nnx.Variable(tensor)  # what is stored, but for its numbers
 
     def __call__(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
         w = self.kernel[...].T
