@@ -37,23 +37,25 @@ class MaskedLinear(nnx.Module):
         y = DenseTensor(w).matmul(x)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
-    def _grid(self) -> Any:
-        """Codes on the grid that a quantized layer has, or None."""
-        return None if self.form is None else self.form.get_value().quantized()
+    def _stored(self) -> Any:
+        """A sparse layer's tensor, as it was."""
+        return None if self.form is None else self.form.get_value()
 
     def _rounded(self, w: Float[Array, "o i"]) -> Float[Array, "o i"]:
         """Q(W)."""
-        if (grid := self._grid()) is not None:
-            return format_of(grid).nearest(w, Grid(grid.scale, grid.zero, grid.divisor))
-        return w if self.form is None else w.astype(self.form.get_value().dtype).astype(w.dtype)
+        if (form := self._stored()) is None:
+            return w
+        if (grid := form.quantized()) is None:
+            return w.astype(form.dtype).astype(w.dtype)
+        return format_of(grid).nearest(w, Grid(grid.scale, grid.zero, grid.divisor))
 
     def finished(self) -> CompressedTensor | Float[Array, "o i"]:
         w = self.kernel[...].T
-        if self.form is None:
+        if (form := self._stored()) is None:
             return jnp.where(self.mask[...], w, jnp.zeros((), w.dtype))
-        if (grid := self._grid()) is not None:
-            w = format_of(grid).round(w, Grid(grid.scale, grid.zero, grid.divisor))
-        return self.form.get_value().holding(w)
+        if (grid := form.quantized()) is None:
+            return form.holding(w)
+        return form.holding(format_of(grid).round(w, Grid(grid.scale, grid.zero, grid.divisor)))
 
 
 def masked(*, match: str = r"blocks\..*") -> Parametrization:
