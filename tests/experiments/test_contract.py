@@ -189,6 +189,7 @@ def test_what_is_stored_is_what_is_counted(method, layer):
     np.testing.assert_array_equal(joined, tensor.dequantize())
 
 
+@pytest.mark.some(5)
 def test_one_window_of_two_tokens_is_enough_or_refused(config, settings):
     """Statistics of rank two: damping holds, or one sentence says what is singular."""
     few = [*settings, "data.calibration=1", "data.context=2"]
@@ -290,7 +291,7 @@ def test_a_step_gives_the_same_bytes_and_leaves_dead_inputs_finite(config, aroun
     assert np.isfinite(first.record["metrics"]["perplexity"]["value"])
 
 
-@pytest.mark.some(*(step for step in STEPS if "structure" not in step))  # which have their own
+@pytest.mark.some(*[step for step in STEPS if "structure" not in step][::3])  # which have their own
 def test_a_step_takes_one_window_of_two_tokens(config, around):
     record = compress.run(config(*around, "data.calibration=1", "data.context=2")).record
     assert np.isfinite(record["metrics"]["perplexity"]["value"])

@@ -141,6 +141,7 @@ def test_it_takes_plain_pytrees_as_it_takes_nnx(optimizer, params):
     same(run(optimizer, nnx.to_pure_dict(params))[0], run(optimizer, params)[0])
 
 
+@pytest.mark.some(15)
 def test_structure_and_dtypes_are_kept(optimizer, params):
     """So that a training loop compiles once, and bfloat16 stays bfloat16."""
     for dtype in (jnp.float32, jnp.bfloat16):
