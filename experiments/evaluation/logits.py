@@ -112,9 +112,9 @@ def gradients(
 
 def loss_gradients(
     source: Source,
-    chunks: Sequence[Float[Array, "B T D"]],
-    batches: Iterable[Int[np.ndarray, "B T"]],
-) -> list[Float[Array, "B T D"]]:
+    chunks: Sequence[Float[Array, "_ _ D"]],
+    batches: Iterable[Int[np.ndarray, "_ _"]],
+) -> list[Float[Array, "_ _ D"]]:
     """Of the loss of all tokens together, in nats, by the last activations of windows."""
     states = [x[:, :-1].reshape(-1, x.shape[-1]) for x in chunks]
     found = gradients(source, states, [jnp.asarray(b[:, 1:].ravel(), jnp.int32) for b in batches])
