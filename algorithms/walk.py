@@ -128,7 +128,7 @@ def _compress_site(
     seen = {}
     for method, _ in groups:
         if method.observe is not None and method.observe not in seen:
-            seen[method.observe], notes = _observe(block, site, chunks, method, original)
+            seen[method.observe], notes = observe_site(block, site, chunks, method, original)
             found.notes.update(notes)
     if seen:
         clock.lap("statistics")
@@ -143,7 +143,16 @@ def _compress_site(
     return found
 
 
-def _observe(block, site, chunks, method, original) -> tuple[Statistics, dict[str, Any]]:
+def observe_site(
+    block: Block,
+    site: Any,
+    chunks: Sequence[Any],
+    method: LayerwiseMethod,
+    original: Original | None = None,
+) -> tuple[Statistics, dict[str, Any]]:
+    """The statistics of a site that the chunks are at, of each expert where it has experts, and
+    what is worth noting of them.
+    """
     if not site.experts:
         return observe(chunks, method, original), {}
     found = mixtures.observe(block, site, chunks, method)
@@ -278,6 +287,13 @@ def advance(block: Block, chunks: MutableSequence[Any], stage: int) -> None:
     for n, flow in enumerate(chunks):
         chunks[n] = run_stage(graph, state, flow, stage=stage)
     jax.block_until_ready(chunks[-1])
+
+
+def through(block: Block, chunks: MutableSequence[Any]) -> None:
+    """Bring every chunk through a whole block; there may be none."""
+    if chunks:
+        for stage in range(len(block.sites) + 1):
+            advance(block, chunks, stage)
 
 
 def _advance_both(block: Block, chunks, original: Original | None, stage: int) -> None:

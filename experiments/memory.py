@@ -27,12 +27,10 @@ def keep_freed() -> None:
     tenth of a CPU run's time, and a third of a small model's training step. It costs memory, since
     what is kept fits few of the later arrays: `give_back` between blocks.
     """
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has mallopt
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_ARENA_MAX, 1)  # those of further threads are too small for large arrays
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the largest it takes
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-        libc.mallopt(M_TOP_PAD, 1 << 26)
+    _mallopt(M_ARENA_MAX, 1)  # those of further threads are too small for large arrays
+    _mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the largest it takes
+    _mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    _mallopt(M_TOP_PAD, 1 << 26)
 
 
 @contextlib.contextmanager
@@ -41,16 +39,17 @@ def kept_whole() -> Iterator[None]:
     again: beyond `keep_freed`'s largest, each costs fresh pages, the temporaries of a small model's
     training step two fifths of its time.
     """
-    libc: Any = None
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
+    _mallopt(M_MMAP_MAX, 0)
     try:
         yield
     finally:
-        if libc is not None:
-            libc.mallopt(M_MMAP_MAX, MMAP_MAX)
+        _mallopt(M_MMAP_MAX, MMAP_MAX)
         give_back()
+
+
+def _mallopt(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def give_back() -> None:

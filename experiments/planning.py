@@ -69,12 +69,7 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
     original, cut, recipe = source.config, None, None
     if compressing:
         assert windows is not None
-        structure = build_structure(config)
-        if structure is not None:
-            source = cut = structure(source, windows.calibration, chunk=walk.chunk)
-        recipe = build_recipe(config, source.config, structure)
-        if recipe.rotation is not None:
-            source = recipe.rotation(source, windows.calibration)
+        source, recipe, cut = changed(config, source, windows, walk.chunk)
         if recipe.cache is not None:
             source = recipe.cache(source)
         streaming.check_shapes(source, recipe)
@@ -97,6 +92,21 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
         more = export.disk(source.config, forms, found.disk)
         found = found._replace(disk=found.disk + more)
     return Plan(source, recipe, windows, evaluation, walk, found, settings, machine, cut)
+
+
+def changed(
+    config: DictConfig, source: Source, windows: Windows, chunk: int
+) -> tuple[Source, Recipe, CutSource | None]:
+    """The model that a recipe's steps go on with, once its structure and its coordinates are what
+    they shall be; the recipe; and the smaller model before it is turned, if it is one.
+    """
+    structure, cut = build_structure(config), None
+    if structure is not None:
+        source = cut = structure(source, windows.calibration, chunk=chunk)
+    recipe = build_recipe(config, source.config, structure)
+    if recipe.rotation is not None:
+        source = recipe.rotation(source, windows.calibration)
+    return source, recipe, cut
 
 
 def open_windows(config: DictConfig, source: Source, plain: dict[str, Any]) -> Windows:

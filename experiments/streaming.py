@@ -29,6 +29,7 @@ from algorithms.walk import (
     advance,
     compress_block,
     replay_block,
+    through,
     transform_block,
 )
 from experiments import memory, progress
@@ -141,7 +142,7 @@ def _held(known: Mapping[int, LayerReport], writer: CheckpointWriter) -> int:
 
 def _replay_layer(state: _State, block: Block, layer: int) -> None:
     part, prefix = state.writer.read(f"blocks.{layer}"), f"blocks.{layer}."
-    _through(block, state.targets)
+    through(block, state.targets)
     found = {name.removeprefix(prefix): part.tensor(name) for name in part.trees}
     dense = {n: x for n, x in found.items() if not isinstance(x, CompressedTensor)}
     if state.recipe.transform is not None:
@@ -153,12 +154,6 @@ def _replay_layer(state: _State, block: Block, layer: int) -> None:
     }  # fmt: skip
     replay_block(block, compressed, state.chunks, sequential=state.walk.sequential)
     surgery.release(block)
-
-
-def _through(block: Block, chunks: list[Flow]) -> None:
-    if chunks:
-        for stage in range(len(block.sites) + 1):
-            advance(block, chunks, stage)
 
 
 def _compress_layer(state: _State, blocks: Iterator[Block], layer: int) -> LayerReport:
@@ -204,12 +199,12 @@ def _originals(state: _State, block: Block) -> list[Flow] | None:
     paired methods, what entered it.
     """
     if not state.recipe.pairs:
-        _through(block, state.targets)
+        through(block, state.targets)
         return None
     if state.recipe.transform is None:
         return state.targets  # which move on with the walk's own
     entered = list(state.targets)
-    _through(block, state.targets)
+    through(block, state.targets)
     return entered
 
 

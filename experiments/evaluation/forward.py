@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +25,24 @@ def activations(
     Each shape among the batches is compiled. step: called after each block.
     """
     found = list(embedded(source, batches))
-    for block in load_blocks(source):
-        unpack_layers(block)
-        graph, state = nnx.split(block)
+    for graph, state in split_blocks(source):
         for n, x in enumerate(found):
             found[n] = _run_block(graph, state, x, _positions(x.shape[1]))
         jax.block_until_ready(found)
         del graph, state
-        surgery.release(block)
-        memory.give_back()
         step("")
     return found
+
+
+def split_blocks(source: Source) -> Iterator[tuple[Any, Any]]:
+    """Graph and state of each block, unpacked. It is let go of when the next one is asked for, by
+    when the caller should hold them no more: neither in variables nor in an `enumerate`.
+    """
+    for block in load_blocks(source):
+        unpack_layers(block)
+        yield nnx.split(block)
+        surgery.release(block)
+        memory.give_back()
 
 
 def embedded(

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from algorithms import surgery
 from algorithms.search.kl import OutputDivergence
 from algorithms.search.sparsities import SparsityMethod
+from algorithms.walk import through
 from experiments.checkpoints.sources import Source
 from experiments.recipes import Recipe
 from experiments.searching import mixed, sparsity, walks
@@ -117,7 +118,7 @@ def _divergences(
             if option:
                 copy = mixed.changed(block, unit, option)
                 branches[u, n] = list(chunks)
-                walks.through(copy, branches[u, n])
+                through(copy, branches[u, n])
                 surgery.release(copy)
     found = walks.divergences(model, layer, list(branches.values()), base)
     by_branch = dict(zip(branches, found, strict=True))

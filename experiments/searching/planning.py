@@ -16,7 +16,7 @@ from experiments.entry import build, resolved
 from experiments.errors import UserError
 from experiments.estimate import Estimate, estimate
 from experiments.progress import console
-from experiments.recipe_builder import build_recipe, build_structure, with_settings
+from experiments.recipe_builder import build_recipe, with_settings
 from experiments.searching import mixed, sparsity
 from experiments.searching.measuring import Job
 from experiments.searching.mixed import Mixed
@@ -116,22 +116,19 @@ def plan(config: DictConfig, source: Source) -> Plan:
     if not config.get("allocation"):
         raise UserError("allocation=none leaves nothing to search: choose one, such as mixed.")
     found, windows = build(config, "allocation"), planning.open_windows(config, source, plain)
-    structure = build_structure(config)
-    if structure is not None:
-        source = structure(source, windows.calibration, chunk=plain["walk"]["chunk"])
-    recipe = build_recipe(config, source.config, structure)
-    if recipe.rotation is not None:
-        source = recipe.rotation(source, windows.calibration)
+    walk = plain["walk"]
+    source, recipe, _ = planning.changed(config, source, windows, walk["chunk"])
     options = found.options if isinstance(found, Mixed) else ()
     if not isinstance(found, Mixed):
         sparsity.step_of(plain)
     recipes = tuple(
         None
         if option is None
-        else build_recipe(with_settings(config, "algorithm", option), source.config, structure)
+        else build_recipe(
+            with_settings(config, "algorithm", option), source.config, recipe.structure
+        )
         for option in options
     )
-    walk = plain["walk"]
     job = Job(
         source, found, recipe, recipes, _looked_at(found, windows), walk["chunk"],
         walk["dense_dtype"] or "float32", plain["seeds"]["method"],

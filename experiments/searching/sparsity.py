@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from algorithms import mixtures, surgery
+from algorithms import surgery
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.search.sparsities import SparsityMethod
-from algorithms.walk import advance, observe
+from algorithms.walk import advance, observe_site
 from experiments.errors import UserError
 from experiments.searching.units import Unit
 
@@ -41,15 +41,9 @@ def block_rows(
         if method.observe is not None:
             advance(block, moving, stage)
             own = LayerwiseMethod(method.init, method.observe, _never)
-            seen = _seen(block, site, moving, own)
+            seen, _ = observe_site(block, site, moving, own)
         stats |= dict.fromkeys(site.readers, seen)
     return [_row(block, unit, [stats[path] for path in unit.paths], method) for unit in units]
-
-
-def _seen(block: Any, site: Any, chunks: Sequence[Any], own: LayerwiseMethod) -> Any:
-    return (
-        mixtures.observe(block, site, chunks, own).stats if site.experts else observe(chunks, own)
-    )
 
 
 def _never(w: Any, stats: Any) -> Any:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from algorithms import surgery
 from algorithms.layerwise import SiteTransform
-from algorithms.walk import advance, transform_block
+from algorithms.walk import through, transform_block
 from experiments import memory, progress
 from experiments.checkpoints.loading import load_block, load_blocks
 from experiments.checkpoints.sources import Source
@@ -117,12 +117,6 @@ def last(model: Model) -> list[Flow]:
         through(block, chunks)
         _leave(block)
     return chunks
-
-
-def through(block: Block, chunks: list[Flow]) -> None:
-    """Bring chunks through a block."""
-    for stage in range(len(block.sites) + 1) if chunks else ():
-        advance(block, chunks, stage)
 
 
 def _entering(model: Model) -> list[Flow]:

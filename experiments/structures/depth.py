@@ -16,12 +16,11 @@ from experiments.checkpoints.cut import CutSource, Kept, layers_differ, of_layer
 from experiments.checkpoints.sources import Source, require_predictions
 from experiments.errors import UserError
 from experiments.evaluation import logits
-from experiments.evaluation.forward import in_chunks
+from experiments.evaluation.forward import in_chunks, split_blocks
 from experiments.recipes import Effort, Structure
 from experiments.streaming import embed_windows
 from experiments.structures.gradients import block_gradients
 from experiments.structures.observing import (
-    blocks,
     observe_blocks,
     require_finite,
     required,
@@ -159,12 +158,13 @@ def perplexities(source: Source, windows: Any, chunk: int) -> Float[np.ndarray, 
     whole = list(embed_windows(source, windows, chunk))
     streams: list[list[Flow]] = []  # of the models that lack one of the blocks so far
     with progress.steps("score", source.config.layers) as step:
-        for layer, (graph, state) in enumerate(blocks(source)):
+        for graph, state in split_blocks(source):
             for flows in streams:
                 flows[:] = [run_block(graph, state, flow) for flow in flows]
             streams.append(whole)
             whole = [run_block(graph, state, flow) for flow in whole]
-            require_finite(layer, whole)
+            require_finite(len(streams) - 1, whole)
+            del graph, state
             step("")
     states = [f.residual[:, :-1].reshape(-1, source.config.hidden) for s in streams for f in s]
     tokens = [jnp.asarray(batch[:, 1:].ravel()) for batch in in_chunks(windows, chunk)]

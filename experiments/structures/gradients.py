@@ -18,9 +18,9 @@ from experiments import memory, progress
 from experiments.checkpoints.loading import load_block, parameters
 from experiments.checkpoints.sources import Source, require_predictions
 from experiments.evaluation import logits
-from experiments.evaluation.forward import in_chunks
+from experiments.evaluation.forward import in_chunks, split_blocks
 from experiments.streaming import embed_windows
-from experiments.structures.observing import blocks, require_finite, required, run_block
+from experiments.structures.observing import require_finite, required, run_block
 from models.block import Block, Flow
 
 
@@ -45,9 +45,10 @@ def block_gradients(
     kept = [list(embed_windows(source, windows, chunk))]
     layers = source.config.layers
     with progress.steps("gradients", 2 * layers) as step:
-        for layer, (graph, state) in enumerate(blocks(source)):
+        for graph, state in split_blocks(source):
             kept.append([run_block(graph, state, flow) for flow in kept[-1]])
-            require_finite(layer, kept[-1])
+            require_finite(len(kept) - 2, kept[-1])
+            del graph, state
             step("")
         slopes = _of_loss(source, kept.pop(), windows, chunk)
         for layer in reversed(range(layers)):

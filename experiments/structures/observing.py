@@ -1,7 +1,7 @@
 """What a model's blocks do with calibration text: one pass, one block in memory at a time."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,12 +10,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
-from algorithms import surgery
-from algorithms.walk import unpack_layers
-from experiments import memory, progress
-from experiments.checkpoints.loading import load_blocks
+from experiments import progress
 from experiments.checkpoints.sources import Source
 from experiments.errors import UserError
+from experiments.evaluation.forward import split_blocks
 from experiments.streaming import embed_windows
 from models.block import Block, Flow
 
@@ -31,26 +29,18 @@ def observe_blocks(
     see: one object for one computation, which is compiled for it. Raises UserError where there are
     no windows and where activations are not finite.
     """
-    flows, found = list(embed_windows(source, required(windows), chunk)), []
+    flows, found = list(embed_windows(source, required(windows), chunk)), list[Any]()
     with progress.steps("score", source.config.layers) as step:
-        for layer, (graph, state) in enumerate(blocks(source)):
+        for graph, state in split_blocks(source):
             total = None
             for n, flow in enumerate(flows):
                 one, flows[n] = _seen(graph, state, flow, see=see)
                 total = one if total is None else jax.tree.map(jnp.add, total, one)
-            require_finite(layer, flows)
+            require_finite(len(found), flows)
             found.append(jax.block_until_ready(total))
+            del graph, state
             step("")
     return found, flows
-
-
-def blocks(source: Source) -> Iterator[tuple[Any, Any]]:
-    """Graph and state of each block, which is let go of when the next is asked for."""
-    for block in load_blocks(source):
-        unpack_layers(block)
-        yield nnx.split(block)
-        surgery.release(block)
-        memory.give_back()
 
 
 def required(windows: Int[np.ndarray, "n T"] | None) -> Int[np.ndarray, "n T"]:
