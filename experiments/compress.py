@@ -70,7 +70,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         compressed = Checkpoint(run.folder / "checkpoint")
         with run.recorder.phase("evaluate"):
             metrics = plan.evaluation(compressed, windows)
-        size = footprint(compressed.description["tensors"])._asdict()
+        size = footprint(compressed.config, compressed.description["tensors"])._asdict()
         if export is not None:
             exporting.complete(compressed, export, {"metrics": metrics, "footprint": size})
         cut = compressed.description.get("structure")

@@ -69,7 +69,7 @@ def _size(source: Source | Endpoint) -> dict[str, Any]:
         return {"bytes_on_disk": bytes_on_disk(Path(source.location)), **found}
     return {
         "recipe": source.description["recipe"],
-        "footprint": footprint(source.description["tensors"])._asdict(),
+        "footprint": footprint(source.config, source.description["tensors"])._asdict(),
         "bytes_on_disk": bytes_on_disk(Path(source.location)),
     }
 

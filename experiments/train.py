@@ -88,7 +88,7 @@ def _kept(planned: Plan, model: nnx.Module, run: runs.OpenRun, at: runs.Place) -
     kept = Checkpoint(folder)
     with run.recorder.phase("evaluate"):
         metrics = planned.evaluation(kept, planned.windows)
-    size = footprint(kept.description["tensors"])._asdict()
+    size = footprint(kept.config, kept.description["tensors"])._asdict()
     return {"metrics": metrics, "footprint": size, "bytes_on_disk": bytes_on_disk(folder)}
 
 

@@ -43,6 +43,13 @@ class CompressedTensor(abc.ABC):
         """Every bit that is stored, padding included."""
         return sum(8 * leaf.nbytes for leaf in jax.tree.leaves(self))
 
+    def multiplications(self) -> int:
+        """By the numbers that there are, for one x; what a rotation or rounding adds is left out.
+        Of a weight for each expert, those of one.
+        """
+        o, i = self.shape
+        return o * i
+
     def matmul(self, x: Float[Array, "*m i"]) -> Float[Array, "*m o"]:
         """x Wᵀ in x's dtype, computed on the compressed form."""
         # Two axes: XLA's CPU product of a batched x is far slower.

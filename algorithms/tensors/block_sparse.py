@@ -79,6 +79,10 @@ class BlockSparseTensor(CompressedTensor):
     def shape(self) -> tuple[int, int]:
         return self.positions.shape[0], self.columns
 
+    def multiplications(self) -> int:
+        o, i = self.shape
+        return o * i // self.of * self.keep
+
     def _numbers(self) -> Array:
         return packing.unpack(self.positions, _bits(self.keep, self.of), self.columns // self.of)
 

@@ -34,6 +34,10 @@ class ExpertsTensor(CompressedTensor):
         """The weight [o, i] of one expert, whose number may be traced."""
         return jax.tree.map(lambda leaf: leaf[expert], self.stacked)
 
+    def multiplications(self) -> int:
+        one: CompressedTensor = jax.eval_shape(lambda: self.one(0))
+        return one.multiplications()
+
     def validate(self) -> None:
         """Raise ValueError unless the parts fit together."""
         counts = {leaf.shape[0] for leaf in jax.tree.leaves(self.stacked)}

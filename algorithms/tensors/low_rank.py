@@ -38,6 +38,9 @@ class LowRankTensor(CompressedTensor):
     def rank(self) -> int:
         return self.b.shape[0]
 
+    def multiplications(self) -> int:
+        return self.rank * sum(self.shape)
+
     @property
     def online(self) -> bool:
         return any(isinstance(f, CompressedTensor) and f.online for f in (self.a, self.b))
@@ -101,6 +104,9 @@ class SumTensor(CompressedTensor):
     @property
     def shape(self) -> tuple[int, int]:
         return self.base.shape
+
+    def multiplications(self) -> int:
+        return self.base.multiplications() + self.correction.multiplications()
 
     @property
     def online(self) -> bool:

@@ -36,6 +36,9 @@ class QuantizedInput(CompressedTensor):
     def shape(self) -> tuple[int, int]:
         return self.weight.shape
 
+    def multiplications(self) -> int:
+        return self.weight.multiplications()
+
     @property
     def online(self) -> bool:
         return True

@@ -81,6 +81,9 @@ class RotatedTensor(CompressedTensor):
     def shape(self) -> tuple[int, int]:
         return self.weight.shape
 
+    def multiplications(self) -> int:
+        return self.weight.multiplications()
+
     def input_signs(self) -> Int8[Array, " i"]:
         return _unpack(self.signs_in, self.shape[1])
 

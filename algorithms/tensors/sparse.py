@@ -98,6 +98,9 @@ class SparseTensor(CompressedTensor):
     def shape(self) -> tuple[int, int]:
         return self.mask.shape[0], self.columns
 
+    def multiplications(self) -> int:
+        return self.count
+
     def alive(self) -> Bool[Array, "o i"]:
         """Which entries there are."""
         return packing.unpack(self.mask, 1, self.columns).astype(bool)

@@ -237,6 +237,7 @@ def _describe(tensor: Tensor) -> dict[str, Any]:
             "form": forms.describe(tensor),
             "shape": list(tensor.shape),
             "storage_bits": tensor.storage_bits(),
+            "multiplications": tensor.multiplications(),
         }
     return {
         "kind": "dense",

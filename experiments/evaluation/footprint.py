@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.config import DecoderConfig
+
 
 class Footprint(NamedTuple):
     """Bits by what they are spent on."""
@@ -13,6 +15,7 @@ class Footprint(NamedTuple):
     weight_bits: int
     parameters: int  # numbers in the whole model
     model_bits: int
+    multiplications: int | None = None  # per token, of blocks and head; None: not on record
 
     @property
     def bits_per_weight(self) -> float:
@@ -25,11 +28,27 @@ class Footprint(NamedTuple):
         return self.model_bits / 8e6
 
 
-def footprint(tensors: Mapping[str, Mapping[str, Any]]) -> Footprint:
+def footprint(config: DecoderConfig, tensors: Mapping[str, Mapping[str, Any]]) -> Footprint:
     """From the description of a checkpoint's tensors: kind, shape and storage bits of each."""
     everything = list(tensors.values())
     compressed = [tensor for tensor in everything if tensor["kind"] != "dense"]
-    return Footprint(*_count(compressed), *_count(everything))
+    return Footprint(*_count(compressed), *_count(everything), _multiplications(config, tensors))
+
+
+def _multiplications(config: DecoderConfig, tensors: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """By all matrices that a token passes through; None if the checkpoint is of an earlier version,
+    which did not say how many numbers a compressed one has.
+    """
+    total = config.vocabulary * config.hidden if config.predicts else 0
+    for name, tensor in tensors.items():
+        if not name.startswith("blocks.") or len(tensor["shape"]) < 2:
+            continue
+        *experts, o, i = tensor["shape"]
+        one = tensor.get("multiplications") if tensor["kind"] != "dense" else o * i
+        if one is None:
+            return None
+        total += one * (config.experts.chosen if experts and config.experts else 1)
+    return total
 
 
 def _count(tensors: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
