@@ -13,7 +13,8 @@ A document names what it shows between markers, and the text between them is rep
     claims=PAGE       the claims of a page and whether they hold [scale=embedded]
     published=A,B     what sources report of the methods of these pages, side by side
     reported=PAGE     what sources report of a training method
-    map=WHAT          taxonomy, timeline or comparison of all pages, or the peers
+    map=WHAT          taxonomy or timeline of all pages; comparison of all runs, also at equal
+                      costs; or the peers
     benchmark=NAME    the benchmark of that name
     race=NAME         the race of optimizers in the benchmark of that name
     kernels=NAME      what `python -m kernels.bench` recorded of an operation
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import benchmark_report, kernel_report, plots, records, task_scores
+from experiments import benchmark_report, equal_cost, kernel_report, plots, records, task_scores
 from experiments.configuration import did_you_mean
 from experiments.entry import guarded
 from experiments.errors import UserError
@@ -99,6 +100,21 @@ class Survey:
         ]
         return [reference, *sorted(mine, key=_order)]
 
+    def sized(self) -> list[Record]:
+        """The float model, and all that was made of it whose size is on record: compressed, and
+        trained afterwards.
+        """
+        reference, *compressed = self.embedded()
+        trained = [
+            record
+            for record in self.records.values()
+            if record["command"] == "train"
+            and record.get("footprint")
+            and loss_differences(record, reference) is not None
+        ]
+        weights = [run for run in compressed if size(run)[1] is None]
+        return [reference, *weights, *sorted(trained, key=_order)]
+
     def render(self, text: str, where: str) -> str:
         """The document with its tables as records and facts have them."""
 
@@ -133,6 +149,9 @@ class Survey:
         )
         yield self._front(figures / "pareto.png", activations=False)
         yield self._front(figures / "pareto_activations.png", activations=True)
+        sized = self.sized()
+        draw = functools.partial(equal_cost.picture, sized)
+        yield Picture(figures / "equal_cost.png", draw, equal_cost.digest(sized))
         for name, record in self.records.items():
             if rows := record.get("results", {}).get("optimizers"):
                 path = figures / f"{name.removeprefix('benchmark-')}.png"
@@ -260,11 +279,13 @@ def _map(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     what = wanted["map"]
     if what == "comparison":
         return maps.comparison(survey.embedded())
+    if what == "costs":
+        return equal_cost.markdown(survey.sized())
     if what == "peers":
         return maps.peers(survey.embedded(), survey.peers)
     drawn = {"taxonomy": maps.taxonomy, "timeline": maps.timeline}
     if what not in drawn:
-        known = [*drawn, "comparison", "peers"]
+        known = [*drawn, "comparison", "peers", "costs"]
         raise UserError(f"{where} asks for map={what}{did_you_mean(what, known)}")
     return drawn[what](survey.pages)
 

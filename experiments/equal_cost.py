@@ -1,0 +1,159 @@
+"""All kinds of compression beside one another at equal cost: the bytes that a model takes, and the
+multiplications of a token. A table and a picture, from records.
+
+A kind is what was done: blocks or channels cut, weights set to zero, of low rank, quantized, one
+after another, then trained. Within a budget each kind is shown by the best of its recorded runs.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from experiments.plots import MARKERS, SHOWN, save
+from experiments.recipes import steps
+from experiments.report import Record, grid, label, labels
+
+KINDS = {
+    "experiments.structures": "cut", "algorithms.pruning": "sparse",
+    "algorithms.low_rank": "low rank", "algorithms.quantization": "quantized",
+}  # fmt: skip
+BYTES, WORK = "bytes", "multiplications"
+BUDGETS = {BYTES: (0.8, 0.65, 0.5, 0.42, 0.38, 0.34), WORK: (0.9, 0.8, 0.7, 0.6, 0.5)}
+HALF = 16  # bits of a number of the model as it is
+type Costs = Mapping[str, float | None]  # as parts of the model's own
+
+
+def kind(record: Record) -> str:
+    """What was done to the model, by its recipe: "cut, quantized, trained"."""
+    recipe = record.get("recipe") or steps(record["config"])
+    targets = [step.get("_target_", "") for step in recipe if step]
+    found = [word for package, word in KINDS.items() if any(t.startswith(package) for t in targets)]
+    trained = ["trained"] if record["command"] == "train" else []
+    return ", ".join([*found, *trained]) or "as it is"
+
+
+def costs(records: Sequence[Record]) -> list[Costs]:
+    """Of each, as parts of what the model takes as it is, in 16 bits; None: not on record.
+
+    Rounding leaves the multiplications as they are: a run that does nothing else has those of the
+    whole model, whether it said so or not.
+    """
+    sizes = [record["footprint"] for record in records]
+    whole = max((size["parameters"] for size in sizes), default=0)
+    said = [size.get("multiplications") or 0 for size in sizes]
+    most = max(said, default=0)
+    found = []
+    for record, size, own in zip(records, sizes, said, strict=True):
+        own = own or (most if kind(record) == "quantized" else 0)
+        work = own / most if own else None
+        found.append({BYTES: size["model_bits"] / (HALF * whole), WORK: work})
+    return found
+
+
+def _value(record: Record) -> float:
+    return record["metrics"]["perplexity"]["value"]
+
+
+def table(records: Sequence[Record], cost: str) -> list[list[str]]:
+    """A row for each budget, a column for each kind: the lowest perplexity within it, and whose."""
+    sized = [record for record in records if record.get("footprint")]
+    kinds = sorted({kind(record) for record in sized})
+    named = list(zip(sized, labels(sized), costs(sized), strict=True))
+    rows = []
+    for budget in BUDGETS[cost]:
+        within = [each for each in named if (each[2][cost] or math.inf) <= budget]
+        best = [
+            min((each for each in within if kind(each[0]) == one), default=None, key=_of_named)
+            for one in kinds
+        ]
+        least = min((_value(each[0]) for each in best if each), default=math.nan)
+        rows.append([f"{100 * budget:g} %", *(_cell(each, least) for each in best)])
+    return [[f"{cost} at most", *kinds], *rows]
+
+
+def _of_named(named: tuple[Record, str, Costs]) -> float:
+    return _value(named[0])
+
+
+def _cell(found: tuple[Record, str, Costs] | None, least: float) -> str:
+    if found is None:
+        return "–"
+    value = f"{_value(found[0]):.2f}"
+    return f"{f'**{value}**' if _value(found[0]) == least else value} {found[1]}"
+
+
+NOTE = (
+    "Perplexity of the best recorded run of each kind within the budget; bold: of all. Parts are "
+    "of the model as it is, in 16 bits: bytes of all its tensors; multiplications of a token, by "
+    "the weights that there are, in blocks and head. Zeros between weights and ranks save "
+    "multiplications only where software skips them."
+)
+
+
+def markdown(records: Sequence[Record]) -> str:
+    tables = [grid(table(records, cost), text_columns=99) for cost in BUDGETS]
+    return "\n\n".join([*tables, NOTE]) + "\n"
+
+
+def digest(records: Sequence[Record]) -> str:
+    shown = [
+        [label(record), kind(record), record.get("footprint"), _value(record)] for record in records
+    ]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def picture(records: Sequence[Record], path: Path) -> Path:
+    """Perplexity against bytes and against multiplications, a colour for each kind with the front
+    of its best. records: the model as it is first. Whole or not at all.
+    """
+    reference, *others = records
+    highest = SHOWN * _value(reference)
+    shown = [r for r in others if r.get("footprint") and _value(r) <= highest]
+    found, kinds = costs(shown), sorted({kind(record) for record in shown})
+    with matplotlib.rc_context({"font.size": 10}):
+        figure = Figure(figsize=(11.0, 5.2), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, cost in zip(panels, BUDGETS, strict=True):
+            for number, one in enumerate(kinds):
+                points = [
+                    (part, _value(record))
+                    for record, each in zip(shown, found, strict=True)
+                    if kind(record) == one and (part := each[cost]) is not None
+                ]
+                _front(axes, points, f"C{number}", MARKERS[number % len(MARKERS)], one)
+            _frame(axes, f"{cost}, part of the model's own in 16 bits", _value(reference))
+        panels[0].set_ylabel("perplexity (log scale)")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, ncols=4, loc="outside lower center", frameon=False)
+        return save(figure, path, digest(records))
+
+
+def _front(
+    axes: Axes, points: Sequence[tuple[float, float]], color: str, marker: str, name: str
+) -> None:
+    """All points, and a line through those that no other of the kind beats in both."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    axes.plot(xs, ys, marker, color=color, alpha=0.45, markersize=5, label=name)
+    best: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    axes.plot([x for x, _ in best], [y for _, y in best], color=color, linewidth=1.2)
+
+
+def _frame(axes: Axes, name: str, level: float) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.axhline(level, color="gray", linestyle="--", linewidth=1)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
+    axes.set_xlabel(name)
+    axes.grid(alpha=0.3)
