@@ -13,6 +13,7 @@ from experiments.entry import build, entry_point, resolved
 from experiments.progress import console
 from experiments.runs import run as runs
 from experiments.searching import measuring, planning
+from experiments.searching.tables import measured_before
 
 
 def run(config: DictConfig) -> runs.Run:
@@ -28,14 +29,18 @@ def prepare(config: DictConfig) -> planning.Plan:
 
 
 def _run(config: DictConfig, at: runs.Place) -> runs.Run:
-    plan = prepare(config)
-    plan.require(at.folder)
+    plan, before = prepare(config), measured_before(at)
+    if before is None:
+        plan.require(at.folder)
     with runs.begin(at) as run:
 
         def report(layer: int, rows: list[dict[str, Any]]) -> None:
             run.note("measured", layer=layer, rows=rows, peak_memory=memory.peak())
 
         known = {entry["layer"]: entry["rows"] for entry in run.journal.entries("measured")}
+        if before is not None:
+            known = before.rows
+            console.print(f"measured already, by the search {before.identity[:12]}")
         with run.recorder.phase("search"):
             rows = measuring.measure(plan.job, known, report)
         with run.recorder.phase("solve"):
@@ -43,7 +48,7 @@ def _run(config: DictConfig, at: runs.Place) -> runs.Run:
         return run.finish(
             model=plan.job.source.facts(),
             data=data_facts(plan.windows) | {"searched": plan.used},
-            search=found,
+            search=found | ({} if before is None else {"measured_by": before.identity}),
             estimate=plan.facts(),
         )
 

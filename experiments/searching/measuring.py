@@ -57,6 +57,8 @@ class Job(NamedTuple):
 
 def measure(job: Job, known: walks.Known, report: walks.Report) -> list[walks.Row]:
     """The rows of all blocks; those that are known are not measured again."""
+    if known.keys() >= set(range(job.source.config.layers)):
+        return [row for layer in sorted(known) for row in known[layer]]
     model = walks.Model(job.source, job.windows, job.chunk, job.recipe.transform)
     if isinstance(job.allocation, SparsityMethod):
         of_block = functools.partial(_sparsity_rows, job, job.allocation)

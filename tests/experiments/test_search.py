@@ -26,7 +26,7 @@ from experiments.hardware import Hardware
 from experiments.report import label
 from experiments.runs import run as runs
 from experiments.runs.identity import identity
-from experiments.searching import walks
+from experiments.searching import mixed, walks
 from experiments.step_labels import allocation_label
 
 RTN = ["algorithm=rtn", "algorithm.format.group_size=16", "allocation=mixed"]
@@ -165,6 +165,20 @@ def test_an_interrupted_search_goes_on(config, monkeypatch, score):
     assert {k: v for k, v in done.record["search"].items() if k not in timed} == {
         k: v for k, v in undisturbed.items() if k not in timed
     }
+
+
+def test_other_budgets_need_no_other_table(config, monkeypatch):
+    """What is measured once serves all budgets; a cost that was not measured is."""
+    score = "allocation/score=output_error"
+    wide = searched(config, score, "allocation.budgets.bits=5.5")
+    monkeypatch.setattr(mixed, "solved", None)
+    narrow = searched(config, score, "allocation.budgets.bits=4.5")
+    assert "measured_by" not in wide and len(narrow["measured_by"]) == 64
+    assert [unit["score"] for unit in narrow["units"]] == [u["score"] for u in wide["units"]]
+    assert narrow["totals"]["bits"] <= 4.5 < wide["totals"]["bits"]
+    for other in (["allocation.budgets.seconds=9"], ["seed=1"], ["allocation.windows=1"]):
+        with pytest.raises(TypeError, match="not callable"):
+            searched(config, score, "allocation.budgets.bits=4.5", *other)
 
 
 def test_other_costs_are_budgets_too(config):
