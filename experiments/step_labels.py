@@ -6,7 +6,8 @@ from typing import Any
 
 NAMES = {
     "admm": "ADMM", "aqlm": "AQLM", "asvd": "ASVD", "autoround": "AutoRound", "awq": "AWQ",
-    "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ", "hqq": "HQQ",
+    "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ",
+    "hc_smoe": "HC-SMoE", "hqq": "HQQ",
     "llm_pruner": "LLM-Pruner", "lqer": "LQER", "magnitude": "Magnitude", "minitron": "Minitron",
     "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
     "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN", "shortened_llama": "Shortened LLaMA",

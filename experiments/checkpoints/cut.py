@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from algorithms.pruning.structured import norm_over_fewer, spans, take
 from algorithms.tensors import CompressedTensor
@@ -29,7 +29,8 @@ class Kept(NamedTuple):
     layers: tuple[int, ...]
     everywhere: Units = {}  # of dimensions that all blocks share
     within: Mapping[int, Units] = {}  # of each block's own
-    scores: Mapping[str, Any] = {}  # for the record: what blocks were chosen by
+    scores: Mapping[str, Any] = {}  # for the record: what was chosen by, or joined
+    merged: Mapping[int, Float[np.ndarray, "_ _"]] = {}  # of mixtures: experts of before, averaged
 
 
 class CutSource(Source):
@@ -105,7 +106,11 @@ class CutSource(Source):
         root, _, rest = origin.partition(".")
         layer = int(rest.split(".")[0]) if root == "blocks" else None
         units = {**self.kept.everywhere, **self.kept.within.get(layer, {})}  # type: ignore[arg-type]
+        merging = self.kept.merged.get(layer)  # type: ignore[arg-type]
         for axis, dimension in enumerate(axes(self.source.config)[origin]):
+            if dimension == "experts" and merging is not None:
+                averaged = np.tensordot(merging, x, (1, axis))
+                x = np.moveaxis(averaged, 0, axis).astype(x.dtype)
             if dimension in units:
                 channels = x.shape[axis]
                 x = take(x, axis, units[dimension], before[dimension])

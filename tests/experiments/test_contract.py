@@ -249,7 +249,7 @@ def test_an_empty_text_is_refused(config, settings, tmp_path, text):
 
 # What is true of every step around an algorithm; beside the defaults: what a tiny model needs.
 GROUPS = ("structure", "rotation", "scaling", "calibration", "activations", "correction", "cache")
-OTHERS = ("none", "reap")  # which wants a mixture of experts
+OTHERS = ("none", "hc_smoe", "reap")  # which want a mixture of experts
 STEPS = [
     f"{group}={path.stem}"
     for group in GROUPS for path in sorted(Path(CONF, group).glob("*")) if path.stem not in OTHERS

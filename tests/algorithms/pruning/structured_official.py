@@ -11,6 +11,8 @@ taylor_importance    horseee/LLM-Pruner, LLMPruner/pruner/hf_llama_pruner.py (Ta
                      128a07d977f9b205d60ab14cfbc6a78f8a8e39d2, Apache-2.0
 reap                 CerebrasResearch/reap, src/reap/pruning_metrics.py,
                      1970473c51ca3caeb98c10392f15b3a08a672974, Apache-2.0
+hierarchical         wazenmai/HC-SMoE, hcsmoe/merging/clustering.py (linkage "average"),
+                     6216ac87f10500e026cac8c5722d1c7bbdc71667, no licence stated
 pca                  microsoft/TransformerCompression, src/slicegpt/rotate.py (pca_calc),
                      6b12cdee6ad51791d7c776b3a046bc408b9e77e9, MIT
 """
@@ -79,6 +81,20 @@ def reap(outputs, logits, chosen, renormalize):
                 terms.append(weight * np.linalg.norm(outputs[expert, token]))
         found[expert] = np.mean(terms) if terms else 0
     return found
+
+
+def hierarchical(outputs, count):
+    """The two nearest clusters join, by the mean distance of their members, until `count` are left;
+    the later takes the number of the earlier.
+    """
+    clusters = np.arange(len(outputs))
+    distances = np.linalg.norm(outputs[:, None] - outputs[None], axis=-1)
+    while len(names := np.unique(clusters)) > count:
+        pairs = [(distances[np.ix_(clusters == a, clusters == b)].mean(), a, b)
+                 for n, a in enumerate(names) for b in names[n + 1 :]]  # fmt: skip
+        _, a, b = min(pairs)
+        clusters[clusters == b] = a
+    return clusters
 
 
 def pca(batches):

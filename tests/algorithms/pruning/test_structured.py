@@ -4,7 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from algorithms.pruning import llm_pruner, minitron, reap, shortened_llama, shortgpt, slicegpt
+from algorithms.pruning import (
+    hc_smoe,
+    llm_pruner,
+    minitron,
+    reap,
+    shortened_llama,
+    shortgpt,
+    slicegpt,
+)
 from algorithms.pruning.structured import (
     highest,
     highest_heads,
@@ -153,6 +161,28 @@ def test_experts_are_worth_what_the_official_code_says(renormalize):
     np.testing.assert_allclose(reap.saliency(seen), expected, rtol=1e-5)
     assert expected[3] == 0 and counts[3] == 0
     np.testing.assert_array_equal(reap.saliency(seen, "frequency"), counts)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_experts_join_as_in_the_official_code(count):
+    outputs = normal(8, 5, 4)
+    outputs[6] = outputs[1] + 1e-3
+    chosen = jnp.asarray([3, 1, 4, 0, 5, 0, 2, 6])
+    parts = [hc_smoe.observe(jnp.asarray(outputs[:, a:b]), chosen) for a, b in ((0, 2), (2, 5))]
+    seen = hc_smoe.Outputs(*map(sum, zip(*parts, strict=True)))
+    labels = hc_smoe.clusters(seen, count)
+    expected = official.hierarchical(outputs.mean(1), count)
+    np.testing.assert_array_equal(labels[:, None] == labels, expected[:, None] == expected)
+    firsts = [int(np.argmax(labels == n)) for n in range(count)]
+    assert firsts == sorted(firsts) and len(set(labels)) == count
+    assert count == 8 or labels[1] == labels[6]
+
+
+def test_experts_are_averaged_by_how_often_they_were_chosen():
+    labels = np.array([0, 1, 0, 2, 1, 2])
+    found = hc_smoe.merging(labels, np.array([3, 5, 1, 0, 0, 0]))
+    expected = [[0.75, 0, 0.25, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0.5, 0, 0.5]]
+    np.testing.assert_allclose(found, expected)
 
 
 def test_principal_directions_are_those_of_the_official_code_and_lose_least():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from experiments.checkpoints.huggingface import read_config
 from experiments.checkpoints.loading import load_model
 from experiments.errors import UserError
 from experiments.evaluation.perplexity import perplexity
+from experiments.streaming import embed_windows
 from experiments.structures.depth import perplexities, shortened_llama, shortgpt, taylors
-from experiments.structures.experts import reap
+from experiments.structures.experts import hc_smoe, reap
 from experiments.structures.gradients import block_gradients
 from experiments.structures.slicing import slicegpt
 from experiments.structures.width import llm_pruner, minitron
@@ -103,10 +105,11 @@ def test_where_nothing_goes_every_bit_stays(name):
 
 def test_of_a_mixture_too():
     source = InMemory(MIXTURE)
-    cut = reap(fraction=0.1)(source, WINDOWS)
-    assert cut.config == source.config
     name = "blocks.1.mlp.experts.down.weight"
-    assert cut.read(name).tobytes() == source.tensors[name].tobytes()
+    for structure in (reap, hc_smoe):
+        cut = structure(fraction=0.1)(source, WINDOWS)
+        assert cut.config == source.config
+        assert cut.read(name).tobytes() == source.tensors[name].tobytes()
 
 
 @pytest.mark.parametrize("family", ["llama", "every bias", "smollm2, tied"])
@@ -234,6 +237,40 @@ def test_the_experts_that_add_nothing_go():
     assert load_model(cut).blocks[0].mlp.router.kernel.shape == (48, 3)
 
 
+def test_experts_that_are_alike_become_one_and_nothing_is_lost():
+    """With the same row of the router too, whichever is chosen gives the same; where both are, it
+    counts twice, so every token is sent to one expert here.
+    """
+    one = dataclasses.replace(MIXTURE.experts, chosen=1, normalized=True)
+    source = InMemory(dataclasses.replace(MIXTURE, experts=one))
+    for layer in range(2):
+        for path in ("router", "experts.gate", "experts.up", "experts.down"):
+            x = source.tensors[f"blocks.{layer}.mlp.{path}.weight"]
+            x[3], x[4] = x[0], x[1]
+    cut = hc_smoe(experts=3)(source, WINDOWS)
+    assert cut.removed()["merged"] == {f"blocks.{n}": ["0, 3", "1, 4"] for n in range(2)}
+    assert cut.removed()["experts"] == [5, 3]
+    np.testing.assert_allclose(logits(cut), logits(source), rtol=1e-4, atol=1e-5)
+
+
+def test_clusters_are_of_what_every_expert_gives_for_every_token():
+    """Against the experts' own formula, in the first block."""
+    source = InMemory(MIXTURE)
+    kept = hc_smoe(experts=4)(source, WINDOWS).kept
+    block, (flow,) = load_model(source).blocks[0], embed_windows(source, WINDOWS, len(WINDOWS))
+    *stages, _ = block.stages()
+    for stage in stages:
+        flow = stage(flow)
+    rows, experts = flow.mixed.reshape(-1, 48), block.mlp.experts
+    gate, up, down = (each.kernel[...] for each in (experts.gate, experts.up, experts.down))
+    means = [((jax.nn.silu(rows @ gate[e]) * (rows @ up[e])) @ down[e]).mean(0) for e in range(5)]
+    distances = np.linalg.norm(np.array(means)[:, None] - np.array(means), axis=-1)
+    nearest = np.unravel_index(np.argmin(distances + 9 * np.eye(5)), (5, 5))
+    joined = ", ".join(map(str, sorted(nearest))) if abs(np.diff(nearest)) > 1 else None
+    assert kept.scores["merged"]["blocks.0"] == [joined or f"{min(nearest)}-{max(nearest)}"]
+    np.testing.assert_allclose(kept.merged[0].sum(1), 1)
+
+
 @pytest.mark.parametrize("family", ["smollm2, tied", "every bias", "olmoe, experts"])
 @pytest.mark.some(1)
 def test_with_all_directions_kept_the_logits_stay(family):
@@ -271,6 +308,8 @@ def test_directions_that_the_stream_never_takes_cost_nothing():
         (llm_pruner(kv_heads=0), PLAIN, "heads=0 must be from 1"),
         (minitron(feed_forward=8), MIXTURE, "no block has that dimension, as experts have widths"),
         (reap(), PLAIN, "family llama has no mixture of experts"),
+        (hc_smoe(), PLAIN, "family llama has no mixture of experts"),
+        (hc_smoe(experts=6), MIXTURE, "6 of 5 experts cannot stay, as each token passes through 2"),
         (reap(experts=1), MIXTURE, "1 of 5 experts cannot stay, as each token passes through 2"),
         (slicegpt(hidden=49), PLAIN, "49 of 48 hidden channels cannot stay"),
         (slicegpt(fraction=0.9), PLAIN, "0 of 48 hidden channels cannot stay"),
