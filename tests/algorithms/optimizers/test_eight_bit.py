@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from algorithms.optimizers.eight_bit import EightBit, adamw_8bit, dynamic_map, eight_bit, encode
+from algorithms.optimizers.eight_bit import (
+    EightBit,
+    adamw_8bit,
+    dynamic_map,
+    eight_bit,
+    encode,
+    nearest,
+)
 from experiments.checkpoints.state import StateKeeper
 from tests.algorithms.optimizers import eight_bit_official as official
 from tests.algorithms.optimizers.walks import draw, walk
@@ -56,6 +63,19 @@ def test_the_error_is_within_a_gap_and_signs_stay(signed):
     assert (np.abs(decoded - x) <= gap * top * (1 if signed else 0.5) * 1.00001).all()
     assert (decoded[x < 0] < 0).all() and (decoded[x >= 0] >= 0).all()
     assert (decoded[x == 0] == 0).all()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_table_finds_what_a_search_does(signed):
+    """At every border, one float below it and above, at both zeros, at all sizes, and for nan."""
+    values = dynamic_map(signed)
+    borders = (values[:-1] + values[1:]) / 2
+    around = [np.nextafter(borders, np.float32(to)) for to in (-2, 2)]
+    sizes = np.float32(10) ** np.random.default_rng(0).uniform(-12, 0, 5000).astype(np.float32)
+    x = np.concatenate([borders, *around, values, sizes, [0.0, -0.0, np.nan]]).astype(np.float32)
+    x = np.concatenate([x, -x]) if signed else x
+    found = jax.jit(nearest, static_argnums=1)(jnp.asarray(x), signed)
+    np.testing.assert_array_equal(found, np.searchsorted(borders, x))
 
 
 def test_evenly_spaced_codes_lose_small_moments():
