@@ -22,7 +22,7 @@ from experiments.report import Record, grid, label, labels
 
 KINDS = {
     "experiments.structures": "cut", "algorithms.pruning": "sparse",
-    "algorithms.low_rank": "low rank", "algorithms.quantization": "quantized",
+    "algorithms.low_rank": "low rank", "algorithms.quantization": (QUANTIZED := "quantized"),
 }  # fmt: skip
 BYTES, WORK = "bytes", "multiplications"
 BUDGETS = {BYTES: (0.8, 0.65, 0.5, 0.42, 0.38, 0.34), WORK: (0.9, 0.8, 0.7, 0.6, 0.5)}
@@ -51,7 +51,7 @@ def costs(records: Sequence[Record]) -> list[Costs]:
     most = max(said, default=0)
     found = []
     for record, size, own in zip(records, sizes, said, strict=True):
-        own = own or (most if kind(record) == "quantized" else 0)
+        own = own or (most if kind(record) == QUANTIZED else 0)
         work = own / most if own else None
         found.append({BYTES: size["model_bits"] / (HALF * whole), WORK: work})
     return found

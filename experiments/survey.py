@@ -163,11 +163,12 @@ class Survey:
             yield Picture(*found)
 
     def _front(self, path: Path, activations: bool) -> Picture:
-        """All that compress weights alone, or all that round activations too."""
+        """All that quantize weights alone, or all that round activations too."""
         reference, *runs = self.embedded()
         shown = [
             run for run in runs
             if (size(run)[1] is not None) == activations and not run["config"].get("cache")
+            and equal_cost.QUANTIZED in equal_cost.kind(run)
         ]  # fmt: skip
         value = reference["metrics"]["perplexity"]["value"]
         peers = [
