@@ -134,6 +134,7 @@ def of_layers(config: DecoderConfig, layers: tuple[int, ...]) -> DecoderConfig:
         config,
         layers=len(layers),
         windows=None if windows is None else tuple(windows[n] for n in layers),
+        blocks=None if config.blocks is None else tuple(config.blocks[n] for n in layers),
         unrotated=_renumbered(config.unrotated, layers),
         experts=mixing,
     )

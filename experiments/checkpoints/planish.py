@@ -36,7 +36,7 @@ from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import kept_so_far, sync, write_whole
 from experiments.untrusted import DAMAGE, explained, parse_json, read_json, refusing, require_file
-from models.config import DecoderConfig, Mixing
+from models.config import BlockSizes, DecoderConfig, Mixing
 from models.rope import RopeScaling
 
 FORMAT = 3
@@ -261,6 +261,8 @@ def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     for key, kind in (("rope_scaling", RopeScaling), ("experts", Mixing)):
         if made.get(key) is not None:
             made[key] = kind(**_tuples(made[key]))
+    if made.get("blocks") is not None:
+        made["blocks"] = tuple(BlockSizes(**sizes) for sizes in made["blocks"])
     return DecoderConfig(**made)
 
 
