@@ -115,13 +115,8 @@ class CheckpointWriter:
 
     def write(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one part: tensors by full name, all of this part."""
-        described = {name: _describe(tensor) for name, tensor in sorted(tensors.items())}
-        trees = {name: _fields(tensor) for name, tensor in tensors.items()}
-        note = PartNote(digest(trees, described), described)
-        self._check()
         with kept_so_far(self.folder, "the checkpoint "):
-            _save(self._path(part), trees, note)
-        self.parts[part] = note
+            self.parts[part] = write_part(self._path(part), tensors, self._check)
 
     def read(self, part: str) -> Part:
         """A part that was written before."""
@@ -150,10 +145,21 @@ class CheckpointWriter:
             sync(self.folder.parent)
 
 
-def _save(path: Path, trees: Trees, note: PartNote) -> None:
+def write_part(
+    path: Path, tensors: Mapping[str, Tensor], check: Callable[[], None] = lambda: None
+) -> PartNote:
+    """One file of tensors with its digest, which `Part` reads: whole under its name, or not there.
+
+    check: called before anything is put in place; it raises if that must not happen.
+    """
+    described = {name: _describe(tensor) for name, tensor in sorted(tensors.items())}
+    trees = {name: _fields(tensor) for name, tensor in tensors.items()}
+    note = PartNote(digest(trees, described), described)
     arrays = {f"{name}:{field}": x for name, t in trees.items() for field, x in t.items()}
     metadata = {"planish": json.dumps({"digest": note.digest, "tensors": note.described})}
+    check()
     shards.save(path, arrays, metadata)
+    return note
 
 
 class Checkpoint(Source):
