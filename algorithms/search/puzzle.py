@@ -1,7 +1,7 @@
 """Puzzle. Bercovich, Ronen, Abramovich, Ailon, Assaf, Dabbah, Galil, Geifman, Geifman, Golan,
-Haber, Karpas, Koren, Levy, Molchanov, Mor, Moshe, Nabwani, Puny, Rubin, Schen, Shahaf, Tropp, Ullman
-Argov, Zilberstein, El-Yaniv, "Puzzle: Distillation-Based NAS for Inference-Optimized LLMs", ICML
-2025, PMLR 267, arXiv:2411.19146. Notes: papers/puzzle.md.
+Haber, Karpas, Koren, Levy, Molchanov, Mor, Moshe, Nabwani, Puny, Rubin, Schen, Shahaf, Tropp,
+Ullman Argov, Zilberstein, El-Yaniv, "Puzzle: Distillation-Based NAS for Inference-Optimized LLMs",
+ICML 2025, PMLR 267, arXiv:2411.19146. Notes: papers/puzzle.md.
 
 Every block has a library of cheaper alternatives to its attention and to its feed-forward layer. Of
 activations x that enter the last projection W [o, i] of the latter, the channels stay that give
