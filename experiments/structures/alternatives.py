@@ -45,7 +45,10 @@ class Alternative(NamedTuple):
 
 
 def sizes_of(
-    config: DecoderConfig, kv_heads: Sequence[float], feed_forward: Sequence[float], multiple: int
+    config: DecoderConfig,
+    kv_heads: Sequence[float | int],
+    feed_forward: Sequence[float | int],
+    multiple: int,
 ) -> dict[str, list[int]]:
     """The sizes to choose from, the largest first; raises UserError where a model has none of them.
 
@@ -100,12 +103,12 @@ def cost(
         "parameters": float(sum(map(np.prod, tensors.values()))),
         "multiplications": float(sum(map(np.prod, matrices))) + 2.0 * inner * context,
         "cache": 2.0 * kv * config.head_size,
-        "seconds": sum(_seconds(shape, latency_tokens) for shape in matrices),
+        "seconds": float(sum(_seconds(shape, latency_tokens) for shape in matrices)),
     }
 
 
 @functools.cache
-def _seconds(shape: tuple[int, int], tokens: int) -> float:
+def _seconds(shape: tuple[int, ...], tokens: int) -> float:
     return costs.seconds([DenseTensor(jnp.zeros(shape))], tokens, 1)
 
 

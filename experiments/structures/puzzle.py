@@ -199,7 +199,7 @@ def puzzle(
     budgets: Mapping[str, float | int | None] = BUDGETS,
     steps: int = 32,
     batch: int = 4,
-    learning_rate: float = 3e-4,
+    learning_rate: float | int = 3e-4,
     score_windows: int = 4,
     context: int = 512,
     latency_tokens: int = 1,
@@ -209,7 +209,8 @@ def puzzle(
     """
     given = tuple((name, float(value)) for name, value in budgets.items() if value is not None)
     return Puzzle(
-        kv_heads=tuple(kv_heads), feed_forward=tuple(feed_forward), multiple=multiple,
-        budgets=given, steps=steps, batch=batch, learning_rate=learning_rate,
+        kv_heads=tuple(map(float, kv_heads)), feed_forward=tuple(map(float, feed_forward)),
+        multiple=multiple,
+        budgets=given, steps=steps, batch=batch, learning_rate=float(learning_rate),
         score_windows=score_windows, context=context, latency_tokens=latency_tokens,
     )  # fmt: skip
