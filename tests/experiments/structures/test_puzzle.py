@@ -109,7 +109,7 @@ def test_a_compression_makes_the_model_that_was_chosen(folder, done):
     assert again.config == config
     for name in checkpoint.names():
         np.testing.assert_allclose(again.read(name), checkpoint.read(name), atol=1e-3, rtol=1e-3)
-    heldout = compress.prepare(tiny.config(folder, "algorithm=rtn")).windows.heldout
+    heldout = library.prepare(tiny.config(folder, *SMALL, name="library")).windows.heldout
     found = perplexity(checkpoint, heldout, chunk=4).losses
     np.testing.assert_allclose(found, record["metrics"]["perplexity"]["losses"], rtol=1e-4)
 
