@@ -4,7 +4,7 @@ key-value heads, or channels, as a fraction leaves; what it costs, and what it i
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def _seconds(shape: tuple[int, ...], tokens: int) -> float:
 def made(
     config: DecoderConfig,
     alternative: Alternative,
-    tensors: dict[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
     activity: Float[np.ndarray, " F"],
 ) -> dict[str, np.ndarray]:
     """The alternative's tensors by name within the block, before it is trained.

@@ -7,7 +7,7 @@ A block's rows come after its file, so that what an interrupted run noted is the
 block is what the parent's own blocks make of the text, in training and in scoring alike.
 """
 
-import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from algorithms import surgery
 from algorithms.blockwise import BlockwiseMethod, learn_block
@@ -43,7 +43,6 @@ from experiments.structures.observing import require_finite
 from experiments.untrusted import DAMAGE
 from models.block import Block, Flow
 from models.config import DecoderConfig
-from models.decoder import readers
 
 type Row = dict[str, Any]  # of one block, as the journal and the record keep it
 
@@ -75,114 +74,88 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     rows = {layer: row for layer, row in known.items() if _held(folder, layer)}
     layers = job.source.config.layers
-    if len(rows) < layers:
-        base = walks.last(walks.Model(job.source, job.score, job.chunk))
-        flows = [
-            list(embed_windows(job.source, each, job.chunk)) for each in (job.train, job.score)
-        ]
-        with progress.steps("library", layers) as step:
-            for layer, block in enumerate(load_blocks(job.source)):
-                known_here = layer in rows
-                row = _block_row(job, folder, layer, block, flows, base, check, again=known_here)
-                if not known_here:
-                    rows[layer] = row
-                    report(row)
-                surgery.release(block)
-                memory.give_back()
-                step("")
+    if len(rows) == layers:
+        return [rows[layer] for layer in range(layers)]
+    base = walks.last(walks.Model(job.source, job.score, job.chunk))
+    flows = [list(embed_windows(job.source, each, job.chunk)) for each in (job.train, job.score)]
+    with progress.steps("library", layers) as step:
+        for layer, block in enumerate(load_blocks(job.source)):
+            entered = [list(each) for each in flows]
+            activity = _through(block, flows[0])
+            through(block, flows[1])
+            require_finite(layer, flows[0])
+            if layer not in rows:
+                alternatives = _Tried(job, layer, parameters(block), activity, entered, flows)
+                rows[layer], tensors = _tried(alternatives, base)
+                write_part(folder / FILE.format(layer), tensors, check)
+                report(rows[layer])
+            surgery.release(block)
+            memory.give_back()
+            step("")
     return [rows[layer] for layer in range(layers)]
 
 
-def _block_row(
-    job: Job,
-    folder: Path,
-    layer: int,
-    block: Block,
-    flows: list[list[Flow]],
-    base: Sequence[Flow],
-    check: Callable[[], None],
-    *,
-    again: bool,
-) -> Row:
-    """A block's alternatives and their scores; the flows, of training and of scoring, leave it.
+class _Tried(NamedTuple):
+    """A block whose alternatives are to be tried."""
 
-    again: the block is known, and passed through alone.
+    job: Job
+    layer: int
+    parent: Mapping[str, np.ndarray]  # its tensors, by name within it
+    activity: Float[np.ndarray, " F"]  # of each channel of its feed-forward layer
+    entered: list[list[Flow]]  # of windows to train on, and to score on: what enters it,
+    left: list[list[Flow]]  # and what leaves it
+
+
+def _tried(at: _Tried, base: Sequence[Flow]) -> tuple[Row, dict[str, np.ndarray]]:
+    """A block's row, and its alternatives' tensors by their name and that within the block.
+
+    base: what the model's last activations are.
     """
-    train, score = flows
-    entered = list(train), list(score)
-    activity = _through(block, train)
-    require_finite(layer, train)
-    through(block, score)
-    if again:
-        return {}
-    parent, config = parameters(block), job.source.config
-    branches, found, stored = [], [], {}
-    for n, each in enumerate(job.alternatives):
+    config, alternatives = at.job.source.config, at.job.alternatives
+    losses, branches, tensors = [], dict[int, list[Flow]](), dict[str, np.ndarray]()
+    for n, each in enumerate(alternatives):
         if each.size == whole(config)[each.part]:
-            branches.append(score)
-            found.append({"before": 0.0, "after": 0.0})
+            losses.append({"before": 0.0, "after": 0.0})
             continue
-        tensors = made(config, each, parent, activity)
-        student = load_block(assembled(job.source, layer, each, tensors), layer)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(job.seed), layer), n)
-        found.append(_trained(job, layer, student, each, entered[0], train, key))
-        branches.append(list(entered[1]))
-        through(student, branches[-1])
-        ours = {name: x for name, x in parameters(student).items()
-                if name.split(".")[0] in PARTS[each.part]}  # fmt: skip
-        stored |= {f"{each.name}.{name}": x for name, x in ours.items()}
+        cut = made(config, each, at.parent, at.activity)
+        student = load_block(assembled(at.job.source, at.layer, each, cut), at.layer)
+        losses.append(_trained(at, n, student))
+        branches[n] = list(at.entered[1])
+        through(student, branches[n])
+        tensors |= {f"{each.name}.{name}": x for name, x in parameters(student).items()
+                    if name.split(".")[0] in PARTS[each.part]}  # fmt: skip
         surgery.release(student)
-    write_part(_file(folder, layer), stored, check)
-    model = walks.Model(job.source, job.score, job.chunk)
-    scores = _scores(model, layer, job.alternatives, branches, base)
-    return {"layer": layer, "scores": scores, "losses": found}
+    scores = _scores(at, branches, base)
+    return {"layer": at.layer, "scores": scores, "losses": losses}, tensors
 
 
-def _scores(
-    model: walks.Model,
-    layer: int,
-    alternatives: Sequence[Alternative],
-    branches: Sequence[list[Flow]],
-    base: Sequence[Flow],
-) -> list[float]:
+def _scores(at: _Tried, branches: Mapping[int, list[Flow]], base: Sequence[Flow]) -> list[float]:
     """KL of the model's predictions with each alternative in place; of the parent's own, 0."""
-    own = whole(model.source.config)
-    changed = [n for n, each in enumerate(alternatives) if each.size != own[each.part]]
-    found = walks.divergences(model, layer, [branches[n] for n in changed], base)
-    if bad := [
-        alternatives[n].name for n, kl in zip(changed, found, strict=True) if not kl < jnp.inf
-    ]:
+    model = walks.Model(at.job.source, at.job.score, at.job.chunk)
+    found = walks.divergences(model, at.layer, list(branches.values()), base)
+    scores = dict(zip(branches, found, strict=True))
+    if bad := [n for n, kl in scores.items() if not math.isfinite(kl)]:
         raise UserError(
-            f"Block {layer}: with {bad[0]} in its place the model's predictions are not finite: "
-            "lower structure.learning_rate."
+            f"Block {at.layer}: with {at.job.alternatives[bad[0]].name} in its place the model's "
+            "predictions are not finite: lower structure.learning_rate."
         )
-    scores = dict(zip(changed, found, strict=True))
-    return [scores.get(n, 0.0) for n in range(len(alternatives))]
+    return [scores.get(n, 0.0) for n in range(len(at.job.alternatives))]
 
 
-def _trained(
-    job: Job,
-    layer: int,
-    student: Block,
-    alternative: Alternative,
-    inputs: Sequence[Flow],
-    targets: Sequence[Flow],
-    key: Array,
-) -> dict[str, float]:
+def _trained(at: _Tried, n: int, student: Block) -> dict[str, float]:
     """Train what is the alternative's own; the relative error of the block before and after."""
-    sizes = (alternative.sizes(job.source.config),) * job.source.config.layers
-    changed = dataclasses.replace(job.source.config, blocks=sizes)
-    own = [
-        path for path in readers(changed, layer) if path.split(".")[0] in PARTS[alternative.part]
-    ]
-    if not own or job.method is None:
+    alternative, method = at.job.alternatives[n], at.job.method
+    inputs, targets = at.entered[0], at.left[0]
+    own = [path for site in student.sites for path in site.readers
+           if path.split(".")[0] in PARTS[alternative.part]]  # fmt: skip
+    if not own or method is None:
         error = _error(student, inputs, targets)
         return {"before": error, "after": error}
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(at.job.seed), at.layer), n)
     try:
-        methods = dict.fromkeys(own, job.method)
-        tensors, loss = learn_block(student, inputs, targets, methods, key)
+        tensors, loss = learn_block(student, inputs, targets, dict.fromkeys(own, method), key)
     except ValueError as error:
-        raise UserError(f"Block {layer}, {alternative.name}: {error}") from error
+        raise UserError(f"Block {at.layer}, {alternative.name}: {error}") from error
     set_weights(student, tensors)
     return {"before": loss.first, "after": loss.last}
 
@@ -211,13 +184,9 @@ def _magnitude(x: Float[Array, "B T F"]) -> Float[Array, " F"]:
     return jnp.abs(x.astype(jnp.float32)).sum((0, 1))
 
 
-def _file(folder: Path, layer: int) -> Path:
-    return folder / FILE.format(layer)
-
-
 def _held(folder: Path, layer: int) -> bool:
     """Whether a block's file is whole; one that is not, goes."""
-    if not (path := _file(folder, layer)).is_file():
+    if not (path := folder / FILE.format(layer)).is_file():
         return False
     try:
         Part(path)
