@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from algorithms import surgery
 from algorithms.blockwise import BlockwiseMethod, learn_block
@@ -163,9 +163,9 @@ def _trained(at: _Tried, n: int, student: Block) -> dict[str, float]:
 def _error(student: Block, inputs: Sequence[Flow], targets: Sequence[Flow]) -> float:
     moving = list(inputs)
     through(student, moving)
-    pairs = zip(moving, targets, strict=True)
-    error = sum(jnp.sum((a.residual - b.residual) ** 2) for a, b in pairs)
-    return float(relative_error(error, sum(jnp.sum(flow.residual**2) for flow in targets)))
+    lost = [jnp.sum((a.residual - b.residual) ** 2) for a, b in zip(moving, targets, strict=True)]
+    given = [jnp.sum(flow.residual**2) for flow in targets]
+    return float(relative_error(jnp.sum(jnp.stack(lost)), jnp.sum(jnp.stack(given))))
 
 
 def _through(block: Block, chunks: list[Flow]) -> Float[np.ndarray, " F"]:

@@ -153,7 +153,7 @@ def solve(
     chosen = [tuple(alternatives[own[n]] for own, n in zip(parts.values(), row, strict=True))
               for row in numbers]  # fmt: skip
     at = np.arange(len(table)), choice.options
-    return chosen, choice, {name: float(cost[at].sum()) for name, cost in tiled.items()}  # type: ignore[return-value]
+    return chosen, choice, {name: float(cost[at].sum()) for name, cost in tiled.items()}
 
 
 def _of_parent(config: DecoderConfig, record: Mapping[str, Any], cost: str) -> float:
