@@ -22,10 +22,12 @@ SCALES = ("k_scale", "v_scale")  # of an attention
 
 def fit(block: Any, chunks: Sequence[Any]) -> None:
     """Set the scales of a block by what its keys and values are for `chunks`, which stand where
-    attention's projections read them.
+    attention's projections read them; a block without attention has none.
 
     Raises NotFiniteError.
     """
+    if not block.has_attention:
+        return
     graph, state = nnx.split(block)
     largest = jnp.max(jnp.stack([_magnitudes(graph, state, flow) for flow in chunks]), 0)
     if not bool(jnp.isfinite(largest).all()):
@@ -40,7 +42,7 @@ def fit(block: Any, chunks: Sequence[Any]) -> None:
 def exact(block: Any) -> Any:
     """A copy of the block that takes keys and values as they are."""
     copy = nnx.clone(block)
-    if copy.attention.cache is not None:
+    if copy.has_attention and copy.attention.cache is not None:
         for name in SCALES:
             getattr(copy.attention, name).set_value(jnp.zeros(1))
     return copy

@@ -4,7 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -18,17 +18,32 @@ from models.config import DecoderConfig
 NOTE = 580  # bytes in a checkpoint that describe one tensor, beside its numbers
 TOKEN = 32  # bytes in a checkpoint for one entry of the tokenizer's vocabulary
 
-type Kind = tuple[tuple[str, Any], ...]  # a block's methods by path
+
+class Kind(NamedTuple):
+    """Blocks that are alike: the first of them, and the methods of its layers by path."""
+
+    layer: int
+    methods: tuple[tuple[str, Any], ...]
 
 
 def kinds_of(config: DecoderConfig, recipe: Recipe) -> dict[Kind, int]:
     """The different blocks that a recipe makes, and how many of each."""
-    return Counter(tuple(recipe.block(config, layer).items()) for layer in range(config.layers))
+    return Counter(each_kind(config, recipe))
+
+
+def each_kind(config: DecoderConfig, recipe: Recipe) -> list[Kind]:
+    """What a recipe makes of each block."""
+    first: dict[Any, int] = {}
+    found = []
+    for layer in range(config.layers):
+        methods = tuple(recipe.block(config, layer).items())
+        found.append(Kind(first.setdefault((config.kind(layer), methods), layer), methods))
+    return found
 
 
 @functools.cache
 def tensors_of(config: DecoderConfig, kind: Kind) -> dict[str, Any]:
-    return programs.compressed_shapes(config, dict(kind))
+    return programs.compressed_shapes(config, kind.layer, dict(kind.methods))
 
 
 def checkpoint_bytes(
@@ -42,7 +57,7 @@ def checkpoint_bytes(
                 if not n.startswith("blocks."))  # fmt: skip
     for kind, count in kinds.items():
         tensors = tensors_of(config, kind)
-        block = f"blocks.{programs.like(config, dict(kind))}."
+        block = f"blocks.{kind.layer}."
         inside = {n: s for n, s in everything.items() if n.startswith(block)}
         dense = [s for n, s in inside.items() if _path(n) not in tensors]
         packed = sum(size(tensor) for tensor in tensors.values())

@@ -39,6 +39,7 @@ from experiments.runs import journal
 from experiments.runs.run import Run as Done
 
 RUNS = Path("runs")
+BEGINNINGS = ("search", "library")  # of compressions, whose records say what was chosen
 COLUMNS = ["method", "identity", "seeds", "bits", "metric", "n", "over", "mean", "low", "high"]
 COLUMNS += ["difference_n", "difference_over", "difference", "difference_low", "difference_high"]
 COLUMNS += ["p_holm"]
@@ -52,7 +53,7 @@ def gather(places: Sequence[Path]) -> list[Record]:
     found: dict[tuple[str, str, str], Record] = {}
     for path in dict.fromkeys(path for place in places for path in _record_files(place)):
         record = records.read(path)
-        if record["command"] not in ("benchmark", "search"):
+        if record["command"] not in ("benchmark", *BEGINNINGS):
             key = record["identity"], record["started"], str(record["seeds"])
             found.setdefault(key, record)  # a copy of a run, as in papers/results, is that run
     return list(found.values())
@@ -71,7 +72,7 @@ def _finished(places: Sequence[Path]) -> Iterator[Done]:
     for place in places:
         for path in sorted(place.rglob(records.FILE)):
             record = records.read(path)
-            if record["command"] != "search":  # whose rules are in the compression's record
+            if record["command"] not in BEGINNINGS:
                 yield Done(path.parent, record)
 
 

@@ -134,8 +134,7 @@ def estimate(
                 memory=max(scoring.memory, compress.memory),
             )
         phases["compress"] = compress
-    commonest = max(kinds, key=lambda kind: kinds[kind], default=())
-    phases["evaluate"] = _evaluate(config, commonest, heldout, evaluation_chunk)
+    phases["evaluate"] = _evaluate(config, kinds, heldout, evaluation_chunk)
     memory = {name: base + phase.memory for name, phase in phases.items()}
     operations = {k: w.operations for p in phases.values() for k, w in p.parts.items()}
     seconds = {"start": STARTING}
@@ -187,20 +186,23 @@ def _compress(
         chunks = _arrays(max(flow, after, key=size), copies)
         moments.append(resident + chunks + [Held(CALLS, found.temporaries)])
         flow = after
-    parts = {"forward": forward.times((1 + streams) * config.layers * copies)} if windows else {}
-    equations = forward.equations
+    parts, equations = {}, forward.equations
+    if windows:
+        every = _forward(config, chunk, context)
+        parts["forward"], equations = every.times((1 + streams) * copies), every.equations
     if recipe.rotation is not None and recipe.rotation.descent[0]:
         parts["rotation"], held = _descent(config, *recipe.rotation.descent)
         moments.append(held)
     for kind, count in kinds.items():
-        layer = programs.like(config, dict(kind))
-        flows = [after for _, after in _stages(config, layer, chunk, context)] if windows else []
+        stages = _stages(config, kind.layer, chunk, context) if windows else []
+        flows = [after for _, after in stages]
         sites, more = _sites(config, kind, flows, copies)
         moments += [resident + moment for moment in more]
         for part, found in sites.items():
             parts[part] = parts.get(part, Work()) + found.times(count)
             equations += found.equations
-        parts["solve"] = parts["solve"] + _learning(dict(kind), forward, chunk).times(count)
+        own = sum((found for found, _ in stages), Work())
+        parts["solve"] = parts["solve"] + _learning(kind, own, chunk).times(count)
     moments.append(resident + _arrays(flow, copies) + [Held(WRITING[views], embed)])
     if not windows:
         parts.pop("statistics", None)
@@ -218,17 +220,26 @@ def _stages(config: DecoderConfig, layer: int, chunk: int, context: int) -> list
     return found
 
 
+def _forward(config: DecoderConfig, chunk: int, context: int) -> Work:
+    """Of all blocks over one chunk."""
+    total = Work()
+    for layer, count in programs.kinds(config).items():
+        stages = _stages(config, layer, chunk, context)
+        total += sum((found for found, _ in stages), Work()).times(count)
+    return total
+
+
 def _descent(config: DecoderConfig, steps: int, tokens: int) -> tuple[Work, list[Held]]:
     """Of learning a rotation: all blocks, kept in memory beside the ends, once there, once again
     for the way back, and back, which takes twice as much.
     """
     typical = programs.typical(config)
-    block = sum((found for found, _ in _stages(config, typical, 1, tokens)), Work())
+    blocks = _forward(config, 1, tokens)
     head = Work(products=2.0 * tokens * config.hidden * config.vocabulary)
-    total = block.times(4 * config.layers * steps) + head.times(3 * steps)
+    total = blocks.times(4 * steps) + head.times(3 * steps)
     ends = Held(2, 4 * config.vocabulary * config.hidden)  # never tied, once turned
     between = _arrays(programs.flow_shapes(config, 1, tokens).residual, config.layers)
-    passing = [Held(CALLS, block.temporaries), Held(2, 4 * tokens * config.vocabulary)]
+    passing = [Held(CALLS, blocks.temporaries), Held(2, 4 * tokens * config.vocabulary)]
     # As read, and stacked to be scanned.
     kept = _arrays(_block(config, typical)[1], 2 * config.layers)
     return total, [*kept, ends, *between, *passing]
@@ -242,18 +253,17 @@ def _scoring(
     if not passes:
         return _Phase({}, 0, 0)
     chunk, typical = min(walk.chunk, windows), programs.typical(config)
-    stages = _stages(config, typical, chunk, context)
-    block = sum((found for found, _ in stages), Work())
+    blocks = _forward(config, chunk, context)
     entry = programs.flow_shapes(config, chunk, context)
     held = _arrays(_block(config, typical)[1], 3) + _arrays(entry, (1 + streams) * windows / chunk)
-    held += [Held(CALLS, block.temporaries), Held(READING, 4 * config.vocabulary * config.hidden)]
-    total = block.times(passes * config.layers * windows / chunk)
+    held += [Held(CALLS, blocks.temporaries), Held(READING, 4 * config.vocabulary * config.hidden)]
+    total = blocks.times(passes * windows / chunk)
     return _Phase({"structure": total}, total.equations, int(_total(held)))
 
 
-def _learning(methods: Mapping[str, Any], forward: Work, chunk: int) -> Work:
+def _learning(kind: Kind, forward: Work, chunk: int) -> Work:
     """Of a learned method's steps: a gradient takes twice a forward pass, beside the pass."""
-    learned = [m for m in methods.values() if isinstance(m, BlockwiseMethod)]
+    learned = [m for _, m in kind.methods if isinstance(m, BlockwiseMethod)]
     if not learned:
         return Work()
     return forward.times(3 * learned[0].steps * learned[0].batch / chunk)
@@ -263,9 +273,9 @@ def _sites(
     config: DecoderConfig, kind: Kind, flows: list[Flow], copies: float
 ) -> tuple[dict[str, Work], list[list[Held]]]:
     """Work of one block's statistics, over all chunks, and of its solves; what they hold."""
-    names = [site.name for site in sites(config, programs.like(config, dict(kind)))]
+    names = [site.name for site in sites(config, kind.layer)]
     parts, moments = {"statistics": Work(), "solve": Work()}, []
-    for group in programs.groups(config, dict(kind)):
+    for group in programs.groups(config, kind.layer, dict(kind.methods)):
         flow = flows[names.index(group.site.name)] if flows else None
         seen, solved, needed = _group(config, group, flow)
         parts["statistics"] += seen.times(copies)
@@ -320,11 +330,10 @@ def _evaluation(
         path: jax.eval_shape(lambda t: t.unpacked(jnp.float32), tensor)
         for path, tensor in tensors_of(config, kind).items()
     }
-    layer = programs.like(config, dict(kind))
     x = programs.flow_shapes(config, chunk, context).residual
     positions = jax.ShapeDtypeStruct((1, context), jnp.int32)
     graph, state = programs.split(
-        lambda: programs.quantized(build_block(config, layer, rngs=nnx.Rngs(0)), tensors)
+        lambda: programs.quantized(build_block(config, kind.layer, rngs=nnx.Rngs(0)), tensors)
     )
     block = work(functools.partial(programs.run_block, graph), state, x, positions)
     rows, predicted = logits.rows_at_once(config), chunk * (context - 1)
@@ -337,20 +346,28 @@ def _evaluation(
     return block, losses.times(config.vocabulary / rows), size(state)
 
 
-def _evaluate(config: DecoderConfig, kind: Kind, heldout: Windows, chunk: int) -> _Phase:
+def _evaluate(
+    config: DecoderConfig, kinds: Mapping[Kind, int], heldout: Windows, chunk: int
+) -> _Phase:
+    """kinds: what a recipe makes; of the layers of one shape, the commonest stands for all."""
     (windows, context), chunk = heldout, min(chunk, heldout[0])
-    block, losses, weights = _evaluation(config, kind, chunk, context)
+    blocks, weights, losses = Work(), 0, Work()
+    for layer, count in programs.kinds(config).items():
+        alike = [k for k in kinds if config.kind(k.layer) == config.kind(layer)]
+        kind = max(alike, key=lambda k: kinds[k], default=Kind(layer, ()))
+        block, losses, size_ = _evaluation(config, kind, chunk, context)
+        blocks, weights = blocks + block.times(count), max(weights, size_)
     tokens = windows * context
     beside = 4 * tokens * (config.hidden + 1)  # activations and tokens
     rows = 4 * config.hidden * min(config.vocabulary, tokens)  # of the embedding
     head = 4 * config.hidden * logits.rows_at_once(config)
     memory = max(
         beside + READING * rows,
-        beside + 2 * weights + CALLS * block.temporaries,
+        beside + 2 * weights + CALLS * blocks.temporaries,
         beside + READING * head + CALLS * losses.temporaries,
     )
     steps = windows / chunk
-    total = block.times(config.layers * steps) + losses.times(steps)
+    total = blocks.times(steps) + losses.times(steps)
     return _Phase({"evaluate": total}, total.equations, int(memory))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments import programs, records
-from experiments.checkpoint_size import kinds_of, tensors_of
+from experiments.checkpoint_size import each_kind, tensors_of
 from experiments.checkpoints.exports import Export, Forms, Writer
 from experiments.checkpoints.planish import Checkpoint, CheckpointWriter, Tensor, part_of
 from experiments.checkpoints.sources import shapes
@@ -36,12 +36,9 @@ def place(run_folder: Path, export: Export) -> Path:
 
 def forms(config: DecoderConfig, recipe: Recipe) -> Forms:
     """How a recipe leaves each layer, as shapes; None: dense. Nothing is computed."""
-    layers = range(config.layers)
-    kinds = [tuple(recipe.block(config, layer).items()) for layer in layers]
-    made = {kind: tensors_of(config, kind) for kind in kinds_of(config, recipe)}
     found = {
-        f"blocks.{layer}.{path}": made[kind].get(path)
-        for layer, kind in zip(layers, kinds, strict=True) for path, _ in kind
+        f"blocks.{layer}.{path}": tensors_of(config, kind).get(path)
+        for layer, kind in enumerate(each_kind(config, recipe)) for path, _ in kind.methods
     }  # fmt: skip
     for path in ENDS:
         if f"{path}.weight" in shapes(config):

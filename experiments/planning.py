@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from experiments import exporting, hardware, streaming
-from experiments.checkpoints.cut import CutSource
+from experiments import exporting, hardware, libraries, streaming
+from experiments.checkpoints.cut import SmallerSource
 from experiments.checkpoints.sources import Source
 from experiments.data.windows import Windows
 from experiments.entry import build, resolved
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     estimate: Estimate
     settings: dict[str, Any]  # the arguments of `estimate`
     hardware: hardware.Hardware
-    cut: CutSource | None = None  # the smaller model that a structure makes, before other steps
+    cut: SmallerSource | None = None  # the smaller model that a structure makes, before other steps
 
     def require(self, folder: Path) -> None:
         """Refuse a run that memory or disk will not hold; raises UserError with the numbers."""
@@ -96,12 +96,13 @@ def plan(config: DictConfig, source: Source, *, compressing: bool) -> Plan:
 
 def changed(
     config: DictConfig, source: Source, windows: Windows, chunk: int
-) -> tuple[Source, Recipe, CutSource | None]:
+) -> tuple[Source, Recipe, SmallerSource | None]:
     """The model that a recipe's steps go on with, once its structure and its coordinates are what
     they shall be; the recipe; and the smaller model before it is turned, if it is one.
     """
     structure, cut = build_structure(config), None
     if structure is not None:
+        structure = libraries.with_library(config, structure)
         source = cut = structure(source, windows.calibration, chunk=chunk)
     recipe = build_recipe(config, source.config, structure)
     if recipe.rotation is not None:

@@ -5,6 +5,7 @@ do, for weights and activations of which only the shape is known.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from algorithms.walk import grouped
 from experiments.checkpoints.sources import shapes
 from models.block import Block, Flow
 from models.config import DecoderConfig
-from models.decoder import Stem, Tail, readers, sites
+from models.decoder import Stem, Tail, sites
 from models.sites import Site
 
 
@@ -74,9 +75,8 @@ class Solved(NamedTuple):
     layer: int  # one that has them
 
 
-def groups(config: DecoderConfig, methods: Mapping[str, Any]) -> list[Solved]:
+def groups(config: DecoderConfig, layer: int, methods: Mapping[str, Any]) -> list[Solved]:
     """A block's layers as the walk takes them; methods: by path within the block."""
-    layer = like(config, methods)
     return [
         Solved(site, method, tuple(paths), layer)
         for site in sites(config, layer)
@@ -87,14 +87,14 @@ def groups(config: DecoderConfig, methods: Mapping[str, Any]) -> list[Solved]:
 
 
 def typical(config: DecoderConfig) -> int:
-    """A layer of the kind that most are: with experts, where some have them."""
-    return next((n for n in range(config.layers) if config.mixes(n)), 0)
+    """The first of the largest layers: with experts, where some have them."""
+    return max(range(config.layers), key=lambda n: (config.mixes(n), sum(config.kind(n)[1:])))
 
 
-def like(config: DecoderConfig, methods: Mapping[str, Any]) -> int:
-    """A layer with these modules."""
-    layers = range(config.layers)
-    return next((n for n in layers if set(readers(config, n)) == set(methods)), typical(config))
+def kinds(config: DecoderConfig) -> dict[int, int]:
+    """A layer of each kind that there is, and how many there are of it."""
+    every = [config.kind(n) for n in range(config.layers)]
+    return {every.index(kind): count for kind, count in Counter(every).items()}
 
 
 def _rows(config: DecoderConfig, group: Solved) -> list[int]:
@@ -150,13 +150,15 @@ def solve(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
     return tensor, approximation, method.error(w, approximation, stats)
 
 
-def compressed_shapes(config: DecoderConfig, methods: Mapping[str, Any]) -> dict[str, Any]:
+def compressed_shapes(
+    config: DecoderConfig, layer: int, methods: Mapping[str, Any]
+) -> dict[str, Any]:
     """One block's compressed weights by module path, as shapes.
 
     Raises ValueError for weights that a method cannot take.
     """
     found: dict[str, Any] = {}
-    for group in groups(config, methods):
+    for group in groups(config, layer, methods):
         rows = _rows(config, group)
 
         def pieces(w: Any, stats: Any, key: Any, group=group, rows=rows) -> Any:

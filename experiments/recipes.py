@@ -27,7 +27,7 @@ from jaxtyping import Int
 
 from algorithms.blockwise import BlockwiseMethod
 from algorithms.layerwise import LayerwiseMethod, SiteTransform
-from experiments.checkpoints.cut import CutSource
+from experiments.checkpoints.cut import SmallerSource
 from experiments.checkpoints.sources import Source
 from models.config import DecoderConfig
 from models.decoder import readers
@@ -53,7 +53,7 @@ class Structure(abc.ABC):
     @abc.abstractmethod
     def __call__(
         self, source: Source, windows: Int[np.ndarray, "n T"] | None = None, *, chunk: int = 4
-    ) -> CutSource:
+    ) -> SmallerSource:
         """The smaller model; what stays is found from windows of tokens, `chunk` at a time.
 
         Raises UserError where none can be made.

@@ -9,11 +9,11 @@ NAMES = {
     "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ",
     "hc_smoe": "HC-SMoE", "hqq": "HQQ",
     "llm_pruner": "LLM-Pruner", "lqer": "LQER", "magnitude": "Magnitude", "minitron": "Minitron",
-    "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
-    "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN", "shortened_llama": "Shortened LLaMA",
-    "shortgpt": "ShortGPT", "slicegpt": "SliceGPT", "smoothquant": "SmoothQuant",
-    "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD", "svd_llm": "SVD-LLM",
-    "svdquant": "SVDQuant", "wanda": "Wanda",
+    "oats": "OATS", "omniquant": "OmniQuant", "puzzle": "Puzzle", "qtip": "QTIP",
+    "quarot": "QuaRot", "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN",
+    "shortened_llama": "Shortened LLaMA", "shortgpt": "ShortGPT", "slicegpt": "SliceGPT",
+    "smoothquant": "SmoothQuant", "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD",
+    "svd_llm": "SVD-LLM", "svdquant": "SVDQuant", "wanda": "Wanda",
 }  # fmt: skip
 TRAINED = {
     "adamw": "AdamW", "kron": "PSGD-Kron", "mars": "MARS", "nadamw": "NAdamW",
@@ -69,7 +69,11 @@ def step_label(step: Mapping[str, Any]) -> str:
 
 
 def _structure_words(step: Mapping[str, Any]) -> list[str]:
-    """How much goes, or stays: "20 %", "less 6 blocks", "feed_forward 1152"."""
+    """How much goes, or stays: "20 %", "less 6 blocks", "to 80 % of parameters"."""
+    if "budgets" in step:
+        given = {key: value for key, value in step["budgets"].items() if value is not None}
+        words = [f"{100 * value:g} % of {key}" for key, value in given.items()]
+        return ["to", " and ".join(words)] if words else []
     words = [step["score"]] if "score" in step else []
     layers = step.get("layers")
     if isinstance(layers, list):

@@ -215,7 +215,8 @@ def _fit_cache(state: _State, block: Block) -> dict[str, np.ndarray]:
     if state.recipe.cache is None:
         return {}
     moving = list(state.chunks)
-    advance(block, moving, 0)
+    if block.has_attention:
+        advance(block, moving, 0)
     kv_cache.fit(block, moving)
     held = parameters(block)
     return {name: held[name] for name in held if name.endswith(kv_cache.SCALES)}

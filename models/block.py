@@ -78,39 +78,47 @@ class Flow(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block. It may lack attention, its MLP, or both: what is not there
+    adds nothing, and has no norm either.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs):
-        c = config
-        self.sites = self.wiring(c)
+        c, own = config, config.layer(layer)
+        self.sites = self.wiring(c, layer)
         self.post_norms, self.residual_scale = c.post_norms, c.residual_scale
-        self.attention_norm = norm(c, rngs=rngs)
-        self.attention = Attention(c, c.layer(layer), rngs=rngs)
-        self.mlp_norm = norm(c, rngs=rngs)
-        self.mlp = self.feed_forward(c, rngs=rngs)
-        if c.post_norms:
+        self.has_attention, self.has_mlp = own.kv_heads > 0, own.feed_forward > 0
+        if self.has_attention:
+            self.attention_norm = norm(c, rngs=rngs)
+            self.attention = Attention(c, own, rngs=rngs)
+        if self.has_mlp:
+            self.mlp_norm = norm(c, rngs=rngs)
+            self.mlp = self.feed_forward(c, own.feed_forward, rngs=rngs)
+        if c.post_norms and self.has_attention:
             self.attention_post_norm = norm(c, rngs=rngs)
+        if c.post_norms and self.has_mlp:
             self.mlp_post_norm = norm(c, rngs=rngs)
 
     @staticmethod
-    def wiring(config: DecoderConfig) -> tuple[Site, ...]:
+    def wiring(config: DecoderConfig, layer: int) -> tuple[Site, ...]:
         """Where activations meet linear layers, in the order of the forward pass."""
-        return (*attention_sites(config), *mlp_sites(config, "mlp"))
+        own = config.layer(layer)
+        return (
+            *(attention_sites(config) if own.kv_heads else ()),
+            *(mlp_sites(config, "mlp") if own.feed_forward else ()),
+        )
 
     @staticmethod
-    def feed_forward(config: DecoderConfig, *, rngs: nnx.Rngs) -> Any:
+    def feed_forward(config: DecoderConfig, width: int, *, rngs: nnx.Rngs) -> Any:
         """What follows attention."""
-        return MLP(config, rngs=rngs)
+        return MLP(config, width, rngs=rngs)
 
     def stages(self) -> tuple[Callable[[Flow], Flow], ...]:
         """The chain: stage s ends at site s, the last one at the block's output."""
-        return (
-            self._to_attention_input,
-            self._to_attention_output,
-            self._to_mlp_input,
-            self._to_mlp_hidden,
-            self._to_output,
-        )
+        first = (self._to_attention_input, self._to_attention_output)
+        last = (self._to_mlp_hidden, self._to_output)
+        if self.has_attention:
+            return (*first, self._to_mlp_input, *last) if self.has_mlp else (*first, self._past)
+        return (self._to_mlp_input_at_once, *last) if self.has_mlp else (self._unchanged,)
 
     def _to_attention_input(self, flow: Flow) -> Flow:
         return flow._replace(activation=self.attention_norm(flow.residual))
@@ -119,10 +127,20 @@ class Block(nnx.Module):
         mixed, cache = self.attention.mix(flow.activation, flow.positions, flow.cache)
         return flow._replace(activation=mixed, cache=cache)
 
-    def _to_mlp_input(self, flow: Flow) -> Flow:
+    def _past(self, flow: Flow) -> Flow:
+        """Past attention, with no site behind it."""
         y = self.attention.o(flow.activation)
         residual = self.joined(flow, self.attention_post_norm(y) if self.post_norms else y)
-        return flow._replace(residual=residual, activation=self.mlp_norm(residual))
+        return flow._replace(residual=residual, activation=residual)
+
+    def _to_mlp_input(self, flow: Flow) -> Flow:
+        return self._to_mlp_input_at_once(self._past(flow))
+
+    def _to_mlp_input_at_once(self, flow: Flow) -> Flow:
+        return flow._replace(activation=self.mlp_norm(flow.residual))
+
+    def _unchanged(self, flow: Flow) -> Flow:
+        return flow._replace(activation=flow.residual)
 
     def _to_mlp_hidden(self, flow: Flow) -> Flow:
         return flow._replace(activation=self.mlp.spread(flow.activation))
@@ -135,7 +153,9 @@ class Block(nnx.Module):
     def related(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T n h"], Float[Array, "B T k h"], Float[Array, "B T k h"]]:
-        """Queries, keys and values of what enters the block."""
+        """Queries, keys and values of what enters the block; ValueError where it has none."""
+        if not self.has_attention:
+            raise ValueError("A block without attention has no queries: name one that has it.")
         return self.attention.projected(self.attention_norm(x), positions)
 
     def joined(self, flow: Flow, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -31,6 +31,16 @@ class Layer(NamedTuple):
     window: int | None  # tokens that each token sees, itself included; None: all before it
     theta: float | None  # base of the rotary positions; None: no rotation
     scaling: RopeScaling | None
+    kv_heads: int  # 0: no attention, which leaves the residual stream as it is
+    feed_forward: int  # 0: no MLP; of no meaning where the layer mixes experts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockSizes:
+    """The sizes in which the blocks of one decoder may differ."""
+
+    kv_heads: int  # 0: no attention
+    feed_forward: int  # 0: no MLP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +103,7 @@ class DecoderConfig:
     residual_scale: float = 1.0  # of what attention and MLP add
     logit_scale: float = 1.0
     experts: Mixing | None = None
+    blocks: tuple[BlockSizes, ...] | None = None  # each block's; None: kv_heads and feed_forward
     cache: CacheElement | None = None  # what keys and values are rounded onto; None: nothing
     # Of encoders:
     causal: bool = True  # a token sees none that follow it
@@ -112,6 +123,20 @@ class DecoderConfig:
             )
         if self.windows is not None and len(self.windows) != self.layers:
             raise ValueError(f"windows has {len(self.windows)} entries for {self.layers} layers.")
+        if self.blocks is not None:
+            self._require_blocks(self.blocks)
+
+    def _require_blocks(self, blocks: tuple[BlockSizes, ...]) -> None:
+        if len(blocks) != self.layers:
+            raise ValueError(f"blocks has {len(blocks)} entries for {self.layers} layers.")
+        for size in blocks:
+            for name, value in (("kv_heads", size.kv_heads), ("feed_forward", size.feed_forward)):
+                if value != 0 and not _is_count(value):
+                    raise ValueError(f"blocks: {name}={value!r} must be a whole number, or 0.")
+            if size.kv_heads and self.heads % size.kv_heads:
+                raise ValueError(f"blocks: {size} must divide heads={self.heads}.")
+        if self.experts is not None or self.norms_after:
+            raise ValueError("blocks: neither mixtures of experts nor encoders differ by block.")
 
     def _require_kinds(self) -> None:
         """Configurations come from files of others: what is no such number or word is refused."""
@@ -139,11 +164,19 @@ class DecoderConfig:
             return False
         return self.experts.layers is None or n in self.experts.layers
 
+    def kind(self, n: int) -> tuple[bool, int, int]:
+        """What the shapes of a layer's tensors follow from: layers of one kind have the same."""
+        own = self.layer(n)
+        return self.mixes(n), own.kv_heads, own.feed_forward
+
     def layer(self, n: int) -> Layer:
         """What is special of one layer."""
         window = None if self.windows is None else self.windows[n]
+        sizes = (self.kv_heads, self.feed_forward)
+        if self.blocks is not None:
+            sizes = (self.blocks[n].kv_heads, self.blocks[n].feed_forward)
         if self.positions == "learned" or n in self.unrotated:
-            return Layer(window, None, None)
+            return Layer(window, None, None, *sizes)
         if window is not None and self.local_theta is not None:
-            return Layer(window, self.local_theta, None)
-        return Layer(window, self.rope_theta, self.rope_scaling)
+            return Layer(window, self.local_theta, None, *sizes)
+        return Layer(window, self.rope_theta, self.rope_scaling, *sizes)

@@ -22,7 +22,7 @@ from models.sites import Site
 
 def sites(config: DecoderConfig, layer: int) -> tuple[Site, ...]:
     """Where a block's activations meet its linear layers, in the order of the forward pass."""
-    return _kind(config, layer).wiring(config)
+    return _kind(config, layer).wiring(config, layer)
 
 
 def readers(config: DecoderConfig, layer: int) -> list[str]:
@@ -156,7 +156,7 @@ class Decoder(nnx.Module):
 
     def empty_caches(self, rows: int, room: int) -> tuple[KVCache, ...]:
         """Of all layers, for sequences of up to `room` places."""
-        return tuple(empty_cache(self.config, rows, room) for _ in self.blocks)
+        return tuple(empty_cache(self.config, n, rows, room) for n, _ in enumerate(self.blocks))
 
     def decode(
         self, tokens: Int[Array, "B T"], caches: tuple[KVCache, ...], count: Int[Array, " B"]

@@ -14,7 +14,7 @@ class EncoderBlock(Block):
     """x <- norm(x + attention(x)), then norm(x + mlp(x))."""
 
     @staticmethod
-    def wiring(config: DecoderConfig) -> tuple[Site, ...]:
+    def wiring(config: DecoderConfig, layer: int) -> tuple[Site, ...]:
         found = (*attention_sites(config), *mlp_sites(config, "mlp"))
         return tuple(
             dataclasses.replace(site, absorbs_scale=False, absorbs_rotation=False)

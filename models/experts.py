@@ -118,11 +118,11 @@ class MixtureBlock(Block):
     """A block with a mixture of experts in place of its MLP."""
 
     @staticmethod
-    def wiring(config: DecoderConfig) -> tuple[Site, ...]:
+    def wiring(config: DecoderConfig, layer: int) -> tuple[Site, ...]:
         return (*attention_sites(config), *mixture_sites(config))
 
     @staticmethod
-    def feed_forward(config: DecoderConfig, *, rngs: nnx.Rngs) -> Mixture:
+    def feed_forward(config: DecoderConfig, width: int, *, rngs: nnx.Rngs) -> Mixture:
         return Mixture(config, rngs=rngs)
 
     def stages(self) -> tuple[Callable[[Flow], Flow], ...]:

@@ -24,10 +24,11 @@ class KVCache(NamedTuple):
     length: Int[Array, " B"]
 
 
-def empty_cache(config: DecoderConfig, rows: int, room: int) -> KVCache:
+def empty_cache(config: DecoderConfig, layer: int, rows: int, room: int) -> KVCache:
     """Of one layer, for sequences of up to `room` places."""
     stored = jnp.float32 if config.cache is None else STORED[config.cache]
-    nothing = jnp.zeros((rows, room, config.kv_heads, config.head_size), stored)
+    heads = config.layer(layer).kv_heads  # none where there is no attention
+    nothing = jnp.zeros((rows, room, heads, config.head_size), stored)
     return KVCache(nothing, jnp.zeros_like(nothing), jnp.zeros(rows, jnp.int32))
 
 
@@ -85,11 +86,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, layer: Layer, *, rngs: nnx.Rngs):
         c = config
-        self.heads, self.kv_heads, self.head_size = c.heads, c.kv_heads, c.head_size
+        self.heads, self.kv_heads, self.head_size = c.heads, layer.kv_heads, c.head_size
         self.layer, self.rotated, self.qk_norm = layer, c.rotated, c.qk_norm
         self.scale, self.cap, self.clip = c.attention_scale, c.attention_cap, c.qkv_clip
         self.norm_whole, self.causal = c.qk_norm_whole, c.causal
-        inner, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+        inner, kv = c.heads * c.head_size, layer.kv_heads * c.head_size
         self.q = nnx.Linear(c.hidden, inner, use_bias=c.qkv_bias, rngs=rngs)
         self.k = nnx.Linear(c.hidden, kv, use_bias=c.qkv_bias, rngs=rngs)
         self.v = nnx.Linear(c.hidden, kv, use_bias=c.qkv_bias, rngs=rngs)
@@ -172,9 +173,9 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The feed-forward layer: down(act(gate(x)) * up(x)), or down(act(up(x)))."""
 
-    def __init__(self, config: DecoderConfig, width: int | None = None, *, rngs: nnx.Rngs):
-        """width: of the layer between, by default the configuration's."""
-        c, f = config, width or config.feed_forward
+    def __init__(self, config: DecoderConfig, width: int, *, rngs: nnx.Rngs):
+        """width: of the layer between."""
+        c, f = config, width
         self.activation, self.gated = c.activation, c.gated
         if c.gated:
             self.gate = nnx.Linear(c.hidden, f, use_bias=c.mlp_bias, rngs=rngs)

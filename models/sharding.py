@@ -63,8 +63,11 @@ def fitting(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSha
 def require_divisible(config: DecoderConfig, mesh: Mesh) -> None:
     """Raise ValueError unless the mesh divides heads and feed-forward channels."""
     n = mesh.shape["model"]
-    for name in ("heads", "kv_heads", "feed_forward"):
-        if (size := getattr(config, name)) % n:
+    own = [config.layer(layer) for layer in range(config.layers)]
+    found = [("heads", config.heads), *(("kv_heads", each.kv_heads) for each in own),
+             *(("feed_forward", each.feed_forward) for each in own)]  # fmt: skip
+    for name, size in found:
+        if size % n:
             raise ValueError(
                 f"mesh.model={n} must divide the model's {name}={size}: choose a divisor of it."
             )

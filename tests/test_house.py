@@ -46,8 +46,8 @@ def test_kernels_is_not_taken_for_the_published_package_of_that_name():
 
 
 def test_every_entry_point_has_its_configuration():
-    known = {"compress", "evaluate", "export", "generate", "benchmark", "reproduce", "search",
-             "train"}  # fmt: skip
+    known = {"compress", "evaluate", "export", "generate", "benchmark", "library", "reproduce",
+             "search", "train"}  # fmt: skip
     assert known == set(ENTRY_POINTS)
     for name in ENTRY_POINTS:
         assert (ROOT / "experiments" / f"{name}.py").is_file()

@@ -1,9 +1,11 @@
 """A source whose model is a smaller one of the same architecture: blocks and channels are left out.
+What else makes a smaller model than a source has, is a `SmallerSource` too.
 
 What stays is found when the first tensor is read; the shape is known before. Tensors are cut as
 they are read, so that the original need not fit in memory.
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -33,7 +35,28 @@ class Kept(NamedTuple):
     merged: Mapping[int, Float[np.ndarray, "_ _"]] = {}  # of mixtures: experts of before, averaged
 
 
-class CutSource(Source):
+class SmallerSource(Source):
+    """A model of the shape `config` that is made of the one of `source`."""
+
+    source: Source
+
+    def names(self) -> frozenset[str]:
+        return frozenset(shapes(self.config))
+
+    def digest(self) -> str:
+        return self.source.digest()
+
+    def tokenizer(self) -> Tokenizer:
+        return self.source.tokenizer()
+
+    @abc.abstractmethod
+    def removed(self) -> dict[str, Any]:
+        """What a record says: how much is left of what (pairs), what went, and by what it was
+        chosen ("scores").
+        """
+
+
+class CutSource(SmallerSource):
     """What `find` keeps of the model of `source`, which makes a model of the shape `config`."""
 
     def __init__(
@@ -56,15 +79,6 @@ class CutSource(Source):
         assert len(found.layers) == self.config.layers
         return found
 
-    def names(self) -> frozenset[str]:
-        return frozenset(shapes(self.config))
-
-    def digest(self) -> str:
-        return self.source.digest()
-
-    def tokenizer(self) -> Tokenizer:
-        return self.source.tokenizer()
-
     def read(self, name: str) -> np.ndarray:
         return self._cut(name, np.asarray(self.source.read(self._origin(name))))
 
@@ -76,13 +90,13 @@ class CutSource(Source):
         return self._cut(name, np.asarray(found))
 
     def removed(self) -> dict[str, Any]:
-        """What a record says: how much is left of what, and which units went, by block."""
+        """With which units went, by block."""
         before, after = self.source.config, self.config
         counts = {d: [n, sizes(after)[d]] for d, n in sizes(before).items()}
         layers = [n for n in range(before.layers) if n not in self.kept.layers]
         blocks = {f"blocks.{n}": _gone(units, before) for n, units in self.kept.within.items()}
         return {
-            "parameters": [_parameters(self.original), _parameters(after)],
+            "parameters": [parameters_of(self.original), parameters_of(after)],
             "layers": [before.layers, after.layers],
             **{d: pair for d, pair in counts.items() if pair[0] != pair[1]},
             "removed": {
@@ -124,7 +138,7 @@ def _gone(units: Units, config: DecoderConfig) -> dict[str, str]:
     return {dimension: spans(gone.tolist()) for dimension, gone in every.items() if gone.size}
 
 
-def _parameters(config: DecoderConfig) -> int:
+def parameters_of(config: DecoderConfig) -> int:
     return sum(map(math.prod, shapes(config).values()))
 
 
@@ -139,6 +153,7 @@ def of_layers(config: DecoderConfig, layers: tuple[int, ...]) -> DecoderConfig:
         config,
         layers=len(layers),
         windows=None if windows is None else tuple(windows[n] for n in layers),
+        blocks=None if config.blocks is None else tuple(config.blocks[n] for n in layers),
         unrotated=_renumbered(config.unrotated, layers),
         experts=mixing,
     )

@@ -55,5 +55,5 @@ def _with_more(
             return {}, {}
         more = dataclasses.replace(c.experts, count=c.experts.count + 1)
         return shapes(c), shapes(change(experts=more))
-    step = c.kv_heads if dimension == "heads" else 1
+    step = c.heads if dimension == "heads" else 1  # twice as many: a multiple of any kv_heads
     return shapes(c), shapes(change(**{dimension: getattr(c, dimension) + step}))

@@ -25,6 +25,8 @@ HELD = (  # fields that some key, tensor or name of an architecture says
 
 def architecture(config: DecoderConfig) -> str:
     """What llama.cpp calls a model of this configuration; raises UserError if it has no name."""
+    if config.blocks is not None:
+        _refuse("blocks of sizes of their own")
     plain = DecoderConfig(**{name: getattr(config, name) for name in HELD})
     for field in dataclasses.fields(config):
         if getattr(config, field.name) != getattr(plain, field.name):

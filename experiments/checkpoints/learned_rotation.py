@@ -102,7 +102,7 @@ def quantized_loss(
 ) -> tuple[Callable[..., Float[Array, ""]], Any]:
     """loss(R, model, tokens), and the model it takes: blocks of one kind stacked, to be scanned."""
     ends_graph, ends = nnx.split(nnx.List([load_stem(source), load_tail(source)]))
-    blocks = [nnx.split(block) for block in load_blocks(source)]
+    blocks = [nnx.split(block) for block in load_blocks(source) if block.sites]  # else the identity
     runs = [(graph, [state for _, state in run])
             for graph, run in itertools.groupby(blocks, key=lambda block: block[0])]  # fmt: skip
     graphs = tuple(graph for graph, _ in runs)

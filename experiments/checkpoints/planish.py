@@ -36,7 +36,7 @@ from experiments.data.tokenizer import Tokenizer
 from experiments.errors import UserError
 from experiments.files import kept_so_far, sync, write_whole
 from experiments.untrusted import DAMAGE, explained, parse_json, read_json, refusing, require_file
-from models.config import DecoderConfig, Mixing
+from models.config import BlockSizes, DecoderConfig, Mixing
 from models.rope import RopeScaling
 
 FORMAT = 3
@@ -115,13 +115,8 @@ class CheckpointWriter:
 
     def write(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one part: tensors by full name, all of this part."""
-        described = {name: _describe(tensor) for name, tensor in sorted(tensors.items())}
-        trees = {name: _fields(tensor) for name, tensor in tensors.items()}
-        note = PartNote(digest(trees, described), described)
-        self._check()
         with kept_so_far(self.folder, "the checkpoint "):
-            _save(self._path(part), trees, note)
-        self.parts[part] = note
+            self.parts[part] = write_part(self._path(part), tensors, self._check)
 
     def read(self, part: str) -> Part:
         """A part that was written before."""
@@ -150,10 +145,21 @@ class CheckpointWriter:
             sync(self.folder.parent)
 
 
-def _save(path: Path, trees: Trees, note: PartNote) -> None:
+def write_part(
+    path: Path, tensors: Mapping[str, Tensor], check: Callable[[], None] = lambda: None
+) -> PartNote:
+    """One file of tensors with its digest, which `Part` reads: whole under its name, or not there.
+
+    check: called before anything is put in place; it raises if that must not happen.
+    """
+    described = {name: _describe(tensor) for name, tensor in sorted(tensors.items())}
+    trees = {name: _fields(tensor) for name, tensor in tensors.items()}
+    note = PartNote(digest(trees, described), described)
     arrays = {f"{name}:{field}": x for name, t in trees.items() for field, x in t.items()}
     metadata = {"planish": json.dumps({"digest": note.digest, "tensors": note.described})}
+    check()
     shards.save(path, arrays, metadata)
+    return note
 
 
 class Checkpoint(Source):
@@ -262,6 +268,8 @@ def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     for key, kind in (("rope_scaling", RopeScaling), ("experts", Mixing)):
         if made.get(key) is not None:
             made[key] = kind(**_tuples(made[key]))
+    if made.get("blocks") is not None:
+        made["blocks"] = tuple(BlockSizes(**sizes) for sizes in made["blocks"])
     return DecoderConfig(**made)
 
 

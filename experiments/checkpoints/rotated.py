@@ -176,10 +176,12 @@ class Rotation(recipes.Rotation):
         )  # fmt: skip
 
     def _require_hadamard(self, c: DecoderConfig) -> None:
-        widths = {"mlp.down": c.feed_forward, "attention.o": c.heads * c.head_size}
+        own = {c.layer(n).feed_forward for n in range(c.layers)} - {0}
+        widths = {"mlp.down": sorted(own), "attention.o": [c.heads * c.head_size]}
         needed = [
-            (f"online={path}", widths[path], "leave it out of online") for path in self.online
-        ]
+            (f"online={path}", width, "leave it out of online")
+            for path in self.online for width in widths[path]
+        ]  # fmt: skip
         if self.kind == "hadamard":
             needed.append(("the residual", c.hidden, "set kind=random"))
         if self.heads:

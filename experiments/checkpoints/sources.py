@@ -95,11 +95,11 @@ class Source(abc.ABC):
 def shapes(config: DecoderConfig) -> Mapping[str, tuple[int, ...]]:
     """Every tensor that a decoder of this config has, by our names."""
     found = _shapes(lambda: Stem(config, rngs=nnx.Rngs(0)))
-    kinds: dict[bool, dict[str, tuple[int, ...]]] = {}
+    kinds: dict[Any, dict[str, tuple[int, ...]]] = {}
     for layer in range(config.layers):
-        if config.mixes(layer) not in kinds:
-            kinds[config.mixes(layer)] = _block_shapes(config, layer)
-        inside = kinds[config.mixes(layer)]
+        if (kind := config.kind(layer)) not in kinds:
+            kinds[kind] = _block_shapes(config, layer)
+        inside = kinds[kind]
         found |= {f"blocks.{layer}.{name}": shape for name, shape in inside.items()}
     return types.MappingProxyType(found | _shapes(lambda: Tail(config, rngs=nnx.Rngs(0))))
 
@@ -159,7 +159,9 @@ def require_room(config: DecoderConfig, tensors: int, where: str) -> None:
     """Refuse a config of more layers or experts than there are tensors, before any is listed."""
     experts = 1 if config.experts is None else config.experts.count
     mixing = 0 if config.experts is None else sum(map(config.mixes, range(config.layers)))
-    if max(config.layers, mixing * experts) > tensors:
+    own = config.blocks or ()  # of which some may have no tensor
+    empty = sum(not (size.kv_heads or size.feed_forward) for size in own)
+    if max(config.layers - empty, mixing * experts) > tensors:
         raise UserError(
             f"{where} holds {tensors} tensors, too few for the {config.layers} layers with "
             f"{experts} experts that its configuration says: fetch the model again."

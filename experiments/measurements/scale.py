@@ -141,7 +141,7 @@ def row(record: dict[str, Any], few: DecoderConfig, whole: DecoderConfig) -> dic
 def _statistics(config: DecoderConfig, recipe: Recipe) -> int:
     """Bytes of the largest site's."""
     (kind,) = kinds_of(config, recipe)
-    groups = programs.groups(config, dict(kind))
+    groups = programs.groups(config, kind.layer, dict(kind.methods))
     return max(size(programs.site_shapes(config, group)[1]) for group in groups)
 
 

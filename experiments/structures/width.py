@@ -57,6 +57,11 @@ class Width(Structure):
         there = sizes(config)
         wanted = {d: n for d in ("hidden", *HEADS, "feed_forward")
                   if (n := getattr(self, d)) is not None}  # fmt: skip
+        if config.blocks is not None and set(wanted) - {"hidden"}:
+            raise UserError(
+                f"structure: {', '.join(wanted)} would be the same in every block, and the blocks "
+                "of this model have sizes of their own: prune the model that it came of."
+            )
         if set(wanted) & set(HEADS):
             wanted = {**wanted, **self._heads(there)}
         for dimension, count in wanted.items():

@@ -74,7 +74,7 @@ def test_a_rounded_cache_holds_codes_and_changes_nothing(model, element):
     for block in fresh.blocks:
         kv_cache.fit(block, [Flow(x, block.attention_norm(x), positions)])
         x, _ = block(x, positions)
-    assert empty_cache(config, 1, 8).k.dtype.itemsize == 1
+    assert empty_cache(config, 0, 1, 8).k.dtype.itemsize == 1
     found = list(PROMPT)
     for _ in range(6):
         found.append(int(jnp.argmax(fresh(jnp.asarray(found)[None])[0, -1])))

@@ -27,7 +27,7 @@ def model():
 
 
 def written(model, steps, key=0, **settings):
-    caches = tuple(empty_cache(SMALL, len(PROMPT), 4 + steps) for _ in range(SMALL.layers))
+    caches = tuple(empty_cache(SMALL, n, len(PROMPT), 4 + steps) for n in range(SMALL.layers))
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -121,7 +121,7 @@ def test_the_graph_does_not_grow_with_the_steps(model):
     graph, state = nnx.split(model)
 
     def size(steps):
-        caches = tuple(empty_cache(SMALL, 3, 24) for _ in range(2))
+        caches = tuple(empty_cache(SMALL, n, 3, 24) for n in range(2))
         decode = nnx.merge(graph, state).decode
         run = functools.partial(generate, decode, steps=steps)
         return len(str(jax.make_jaxpr(run)(caches, PROMPT, COUNT, jax.random.key(0))))

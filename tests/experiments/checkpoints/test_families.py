@@ -23,7 +23,8 @@ def folder(request):
 
 def test_every_family_is_among_the_golden_models():
     found = {open_source(goldens.COMMITTED / name).config.family for name in NAMES}
-    assert found == set(FAMILIES)
+    # transformers has no Nemotron-NAS of its own: tests/experiments/checkpoints/test_nemotron.py
+    assert found == set(FAMILIES) - {"nemotron-nas"}
 
 
 def test_what_is_written_reads_as_it_was(folder):
