@@ -49,7 +49,7 @@ def costs(records: Sequence[Record]) -> list[Costs]:
     whole = max((size["parameters"] for size in sizes), default=0)
     said = [size.get("multiplications") or 0 for size in sizes]
     most = max(said, default=0)
-    found = []
+    found = list[Costs]()
     for record, size, own in zip(records, sizes, said, strict=True):
         own = own or (most if kind(record) == QUANTIZED else 0)
         work = own / most if own else None

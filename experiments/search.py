@@ -37,8 +37,9 @@ def _run(config: DictConfig, at: runs.Place) -> runs.Run:
         def report(layer: int, rows: list[dict[str, Any]]) -> None:
             run.note("measured", layer=layer, rows=rows, peak_memory=memory.peak())
 
-        known = {entry["layer"]: entry["rows"] for entry in run.journal.entries("measured")}
-        if before is not None:
+        if before is None:
+            known = {entry["layer"]: entry["rows"] for entry in run.journal.entries("measured")}
+        else:
             known = before.rows
             console.print(f"measured already, by the search {before.identity[:12]}")
         with run.recorder.phase("search"):

@@ -8,12 +8,12 @@ from experiments import records
 from experiments.errors import UserError
 from experiments.runs import run as runs
 from experiments.runs.identity import identity
-from experiments.searching.walks import Known, Row
+from experiments.searching.walks import Row
 
 
 class Measured(NamedTuple):
     identity: str  # of the search that did
-    rows: Known
+    rows: dict[int, list[Row]]
 
 
 def measured_before(at: runs.Place) -> Measured | None:
