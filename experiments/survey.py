@@ -52,7 +52,7 @@ from experiments.report import (
     loss_differences,
     markdown,
 )
-from experiments.training import race
+from experiments.training import race, recovery
 from experiments.training import report as training_report
 
 RESULTS = Path("papers", "results")
@@ -152,6 +152,9 @@ class Survey:
         sized = self.sized()
         draw = functools.partial(equal_cost.picture, sized)
         yield Picture(figures / "equal_cost.png", draw, equal_cost.digest(sized))
+        if found := recovery.curves(self.records.values(), sized[0], self.find):
+            draw = functools.partial(recovery.picture, found, sized[0])
+            yield Picture(figures / "recovery.png", draw, recovery.digest(found, sized[0]))
         for name, record in self.records.items():
             if rows := record.get("results", {}).get("optimizers"):
                 path = figures / f"{name.removeprefix('benchmark-')}.png"

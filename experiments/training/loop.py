@@ -137,8 +137,13 @@ class Job:
         """What a record says of the run: the last held-out means, and the curves."""
         lines = read(folder / FILE)
         heldout = [(line["step"], line["heldout"]) for line in lines if "heldout" in line]
-        return {"steps": self.pace.steps, "heldout": heldout[-1][1], "curve": [
-            [step, found["loss"]] for step, found in heldout]}  # fmt: skip
+        return {
+            "steps": self.pace.steps,
+            "heldout": heldout[-1][1],
+            "curve": [[step, found["loss"]] for step, found in heldout],
+            "curves": {name: [[step, found[name]] for step, found in heldout]
+                       for name in heldout[-1][1] if name != "loss"},
+        }  # fmt: skip
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over all held-out examples, of the parameters that the optimizer evaluates."""
