@@ -152,9 +152,9 @@ class Survey:
         sized = self.sized()
         draw = functools.partial(equal_cost.picture, sized)
         yield Picture(figures / "equal_cost.png", draw, equal_cost.digest(sized))
-        if found := recovery.curves(self.records.values(), sized[0], self.find):
-            draw = functools.partial(recovery.picture, found, sized[0])
-            yield Picture(figures / "recovery.png", draw, recovery.digest(found, sized[0]))
+        if curves := recovery.curves(self.records.values(), sized[0], self.find):
+            draw = functools.partial(recovery.picture, curves, sized[0])
+            yield Picture(figures / "recovery.png", draw, recovery.digest(curves, sized[0]))
         for name, record in self.records.items():
             if rows := record.get("results", {}).get("optimizers"):
                 path = figures / f"{name.removeprefix('benchmark-')}.png"
