@@ -30,7 +30,7 @@ STRUCTURES = "experiments.structures."
 SIZES = ("hidden", "heads", "kv_heads", "feed_forward", "experts")
 ALLOCATIONS = {"autoquantize": "AutoQuantize", "hawq": "HAWQ-V2", "kl": "KL", "lamp": "LAMP",
                "owl": "OWL"}  # fmt: skip
-AROUND = ("loss", "parametrization", "precision", "sparsity", "outer", "averaging")
+AROUND = ("loss", "elastic", "parametrization", "precision", "sparsity", "outer", "averaging")
 
 
 def step_label(step: Mapping[str, Any]) -> str:
