@@ -40,7 +40,8 @@ class Subnetwork(Width):
 
         def find() -> Kept:
             found = self._find(source, windows, chunk, wanted) if wanted else Kept(blocks)
-            return found._replace(layers=blocks)
+            within = {n: units for n, units in found.within.items() if n in blocks}
+            return found._replace(layers=blocks, within=within)
 
         return CutSource(source, of_sizes(of_layers(config, blocks), wanted), find)
 
