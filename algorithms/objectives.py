@@ -79,9 +79,7 @@ class PerToken(Protocol):
     def per_token_linear(self) -> Callable[..., Float[Array, " n"]] | None: ...
 
 
-def between(
-    divergence: PerToken, student: Predictions, teacher: Predictions
-) -> Float[Array, " n"]:
+def between(divergence: PerToken, student: Predictions, teacher: Predictions) -> Float[Array, " n"]:
     """Of each position; logits are computed only where the divergence or a cap asks for them."""
     pair = (student, teacher)
     linear = divergence.per_token_linear

@@ -8,7 +8,7 @@ NAMES = {
     "admm": "ADMM", "aqlm": "AQLM", "asvd": "ASVD", "autoround": "AutoRound", "awq": "AWQ",
     "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ", "hqq": "HQQ",
     "llm_pruner": "LLM-Pruner", "lqer": "LQER", "magnitude": "Magnitude", "minitron": "Minitron",
-    "oats": "OATS", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
+    "oats": "OATS", "once_for_all": "Once-for-all", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
     "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN", "shortened_llama": "Shortened LLaMA",
     "shortgpt": "ShortGPT", "slicegpt": "SliceGPT", "smoothquant": "SmoothQuant",
     "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD", "svd_llm": "SVD-LLM",
@@ -69,6 +69,11 @@ def step_label(step: Mapping[str, Any]) -> str:
 
 def _structure_words(step: Mapping[str, Any]) -> list[str]:
     """How much goes, or stays: "20 %", "less 6 blocks", "feed_forward 1152"."""
+    if "budgets" in step:
+        return _budget_words(step["budgets"])
+    if step["_target_"].endswith(".subnetwork"):
+        sizes = ("layers", *SIZES)
+        return [f"{key} {step[key]}" for key in sizes if step.get(key) is not None]
     words = [step["score"]] if "score" in step else []
     layers = step.get("layers")
     if isinstance(layers, list):
@@ -83,10 +88,13 @@ def allocation_label(node: Mapping[str, Any]) -> str:
     """What gives layers settings of their own, and within what: "AutoQuantize to 3.5 bits"."""
     name = _last_name(node.get("score") or node)
     words = [ALLOCATIONS.get(name) or name.replace("_", " ").capitalize()]
-    given = {k: v for k, v in (node.get("budgets") or {}).items() if v is not None}
-    if given:
-        words.append("to " + " and ".join(f"{value:g} {key}" for key, value in given.items()))
-    return " ".join(words)
+    return " ".join(words + _budget_words(node.get("budgets") or {}))
+
+
+def _budget_words(budgets: Mapping[str, Any]) -> list[str]:
+    given = {key: value for key, value in budgets.items() if value is not None}
+    said = " and ".join(f"{value:g} {key}" for key, value in given.items())
+    return [f"to {said}"] if given else []
 
 
 def with_options(step: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:

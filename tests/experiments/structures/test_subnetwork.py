@@ -38,9 +38,7 @@ def test_a_cut_network_is_the_masked_one(case):
     masked = once_for_all.subnetwork(model, sizes, space, places_of(outline(source), config))
     cut = subnetwork(**sizes)(source)
     assert all(getattr(cut.config, d) == n for d, n in sizes.items())
-    np.testing.assert_allclose(
-        logits(cut), forward(*nnx.split(masked)), rtol=3e-5, atol=3e-5
-    )
+    np.testing.assert_allclose(logits(cut), forward(*nnx.split(masked)), rtol=3e-5, atol=3e-5)
     assert not np.allclose(logits(cut), logits(source), atol=1e-2)
 
 
