@@ -51,7 +51,7 @@ def with_rules(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
 
 
 def with_structure(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration with the sub-network that a search finds, and what the record says of it."""
+    """The configuration with the sub-network that a search finds, and what a record says of it."""
     if not begins_with_structure(config):
         return config, {}
     identity, search = _made(search_config(config, FIRST))

@@ -8,7 +8,8 @@ NAMES = {
     "admm": "ADMM", "aqlm": "AQLM", "asvd": "ASVD", "autoround": "AutoRound", "awq": "AWQ",
     "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ", "hqq": "HQQ",
     "llm_pruner": "LLM-Pruner", "lqer": "LQER", "magnitude": "Magnitude", "minitron": "Minitron",
-    "oats": "OATS", "once_for_all": "Once-for-all", "omniquant": "OmniQuant", "qtip": "QTIP", "quarot": "QuaRot",
+    "oats": "OATS", "omniquant": "OmniQuant", "once_for_all": "Once-for-all", "qtip": "QTIP",
+    "quarot": "QuaRot",
     "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN", "shortened_llama": "Shortened LLaMA",
     "shortgpt": "ShortGPT", "slicegpt": "SliceGPT", "smoothquant": "SmoothQuant",
     "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD", "svd_llm": "SVD-LLM",
@@ -124,6 +125,9 @@ def training_label(config: Mapping[str, Any]) -> str:
     for group in AROUND:
         node = config.get(group) or {"_target_": "CrossEntropy"}
         inner = [each for each in node.values() if isinstance(each, Mapping) and "_target_" in each]
+        if group == "elastic" and config.get(group):
+            words.append(_networks_words(node))
+            continue
         name = _last_name(inner[-1] if group == "loss" and inner else node)
         if name != "CrossEntropy":
             stabilized = "rs" if node.get("rank_stabilized") else ""
@@ -131,6 +135,15 @@ def training_label(config: Mapping[str, Any]) -> str:
     made = config["model"] if config["model"].get("command") == "compress" else {}
     began = f" from {' '.join(made['overrides'])}" if made else ""  # what was compressed how
     return " + ".join(words) + began
+
+
+def _networks_words(node: Mapping[str, Any]) -> str:
+    """What a step trains: "sandwich", or which networks where that leaves some out."""
+    ends = [each for each in ("largest", "smallest") if node[each]]
+    if len(ends) == 2:
+        return "sandwich" if node["distilled"] else "sandwich without distillation"
+    drawn = [f"{node['random']} drawn"] if node["random"] else []
+    return f"{' and '.join([*ends, *drawn])} alone"
 
 
 def _optimizer_words(node: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from algorithms.training import Batch, Objective, Predictions, Sums
 class Rule:
     """Which networks a step trains. choices: sizes by dimension, None where all units stay.
 
-    distilled: a divergence of those that are smaller from the whole one; None: they learn from data.
+    distilled: a divergence of the smaller ones from the whole one; None: they learn from data.
     """
 
     choices: tuple[tuple[str, tuple[int, ...] | None], ...]

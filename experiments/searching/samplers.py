@@ -1,9 +1,9 @@
 """What proposes the sub-networks of a search: what conf/structure/sampler names.
 
-Given the same answers, a sampler proposes the same again, so that a search that was killed goes on by
-being told what it had found. Evolution is NSGA-II's, of one objective (Deb et al., IEEE Transactions
-on Evolutionary Computation 2002), the model that of TPE (Bergstra et al., NeurIPS 2011), both as
-optuna has them: what is beyond a budget ranks by how far, behind all that is within.
+Given the same answers, a sampler proposes the same again, so that a search that was killed goes on
+by being told what it had found. Evolution is NSGA-II's, of one objective (Deb et al., IEEE
+Transactions on Evolutionary Computation 2002), the model that of TPE (Bergstra et al., NeurIPS
+2011), both as optuna has them: what is beyond a budget ranks by how far, behind all that is within.
 """
 
 import abc
@@ -29,8 +29,8 @@ class Proposals(abc.ABC):
 
     @abc.abstractmethod
     def tell(self, loss: float | None, over: Mapping[str, float]) -> None:
-        """Of the one that was asked for last. over: by how much each budget is exceeded, relatively;
-        not above zero where it is not. loss: None where any is.
+        """Of the one that was asked for last. over: by how much each budget is exceeded,
+        relatively; not above zero where it is not. loss: None where any is.
         """
 
 
@@ -95,7 +95,7 @@ def evolution(
 
 
 def tpe(*, startup: int = 10, candidates: int = 24) -> Sampler:
-    """What is likely among the best and unlikely among the others. startup: that are drawn before."""
+    """What is likely among the best and unlikely among the others. startup: drawn before."""
     for name, value in (("startup", startup), ("candidates", candidates)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")

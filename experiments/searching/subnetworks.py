@@ -162,8 +162,8 @@ def search(
 ) -> dict[str, Any]:  # fmt: skip
     """What a record says: the best sub-network, and all that were evaluated.
 
-    known: what an earlier attempt found. The sampler is asked again and told the same, so that it goes
-    on as if it had not been interrupted.
+    known: what an earlier attempt found. The sampler is asked again and told the same, so that it
+    goes on as if it had not been interrupted.
     """
     proposals, begun = found.sampler(space, seed), {key_of(t["sizes"]): t for t in known}
     trials: dict[Any, Trial] = {}

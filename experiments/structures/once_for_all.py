@@ -1,7 +1,7 @@
 """The best sub-network within budgets, searched for: what conf/structure/once_for_all.yaml names.
 
-It is the settings of a search, which `experiments.allocated` makes before anything else is done; what
-it finds is a `structure=subnetwork`.
+It is the settings of a search, which `experiments.allocated` makes before anything else is done;
+what it finds is a `structure=subnetwork`.
 """
 
 import dataclasses

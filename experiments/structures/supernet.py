@@ -28,14 +28,14 @@ def space_of(config: DecoderConfig, choices: Choices, where: str) -> Space:
     for dimension, _ in found.choices:
         if dimension != LAYERS and not any(dimension in each for each in axes(config).values()):
             raise UserError(
-                f"{where}.{dimension}: no block has that dimension, as experts have widths of their "
-                "own: leave it out."
+                f"{where}.{dimension}: no block has that dimension, as experts have widths of "
+                "their own: leave it out."
             )
     chosen = dict(found.choices)
     if "hidden" in chosen and config.norm != "rms":
         raise UserError(
-            f"{where}.hidden: a norm that subtracts the mean sees channels that are left out: leave "
-            "it out, or choose a model whose norms are of the kind rms."
+            f"{where}.hidden: a norm that subtracts the mean sees channels that are left out: "
+            "leave it out, or choose a model whose norms are of the kind rms."
         )
     if config.qk_norm_whole and {"heads", "kv_heads"} & chosen.keys():
         raise UserError(
@@ -48,7 +48,7 @@ def space_of(config: DecoderConfig, choices: Choices, where: str) -> Space:
 
 
 def places_of(model: nnx.Module, config: DecoderConfig) -> Places:
-    """Of every parameter, by its path; a kernel's last axes are the other way round than a weight's.
+    """Of every parameter, by its path; a kernel's last axes are a weight's, exchanged.
 
     Raises UserError for a model with parameters that its architecture does not have.
     """

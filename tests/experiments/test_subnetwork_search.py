@@ -16,7 +16,7 @@ from experiments.structures.once_for_all import once_for_all
 from experiments.structures.subnetwork import subnetwork
 from tests.experiments import tiny
 
-CHOICES = ["structure.layers=[1,2]", "structure.kv_heads=[1,2]",
+CHOICES = ["structure.layers=[1,2]", "structure.heads=[1,3]",
            "structure.feed_forward=[16,32,64]"]  # fmt: skip
 ASKED = ["structure=once_for_all", *CHOICES, "walk.chunk=3"]
 WHOLE = sum(np.prod(shape) for shape in shapes(tiny.CONFIG).values())
@@ -69,7 +69,8 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(config, tmp_path, monkey
 def test_a_compression_begins_with_the_search_and_takes_its_choice(config):
     """By a budget of time too, which is measured."""
     asked = [*ASKED, "structure.budgets.seconds=10", "structure.trials=2", *BUDGET,
-             "structure/sampler=random", "algorithm=rtn", "algorithm.format.group_size=16"]  # fmt: skip
+             "structure/sampler=random", "algorithm=rtn",
+             "algorithm.format.group_size=16"]  # fmt: skip
     done = compress.run(config(*asked))
     record, kept = done.record, Checkpoint(done.checkpoint)
     sizes = record["subnetwork"]["sizes"]
