@@ -28,7 +28,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.some("every dimension", "mean and biases", "experts")
+@pytest.mark.some("every dimension", "mean and biases")
 def test_a_cut_network_is_the_masked_one(case):
     family, sizes = CASES[case]
     source = InMemory(dataclasses.replace(EVERY[family], norm_epsilon=0.05))
