@@ -35,6 +35,10 @@ def prepare(config: DictConfig) -> planning.Plan | elastic_planning.Plan:
     if allocated.begins_with_structure(config) and not config.get("allocation"):
         return elastic_planning.plan(allocated.search_config(config, allocated.FIRST))
     config, _ = allocated.with_structure(config)
+    return _plan(config)
+
+
+def _plan(config: DictConfig) -> planning.Plan:
     return planning.plan(config, of_weights(build(config, "model")))
 
 
@@ -59,7 +63,7 @@ def _structure(config: DictConfig) -> runs.Run:
 
 
 def _run(config: DictConfig, at: runs.Place) -> runs.Run:
-    plan = prepare(config)
+    plan = _plan(config)
     plan.require(at.folder)
     with runs.begin(at) as run:
 

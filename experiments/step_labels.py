@@ -73,8 +73,7 @@ def _structure_words(step: Mapping[str, Any]) -> list[str]:
     if "budgets" in step:
         return _budget_words(step["budgets"])
     if step["_target_"].endswith(".subnetwork"):
-        sizes = ("layers", *SIZES)
-        return [f"{key} {step[key]}" for key in sizes if step.get(key) is not None]
+        return [f"{key} {step[key]}" for key in ("layers", *SIZES) if step.get(key) is not None]
     words = [step["score"]] if "score" in step else []
     layers = step.get("layers")
     if isinstance(layers, list):

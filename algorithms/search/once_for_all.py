@@ -128,7 +128,7 @@ def masked(
     In a block that does not run all is zero, so that nothing is added to the residual stream.
     """
     for axis, dimension in enumerate(place.axes):
-        if dimension in masks:
+        if dimension is not None and dimension in masks:
             mask = masks[dimension]
             channels = jnp.repeat(mask, x.shape[axis] // len(mask))
             shape = [-1 if n == axis else 1 for n in range(x.ndim)]
@@ -150,5 +150,6 @@ def subnetwork(model: nnx.Module, chosen: Counts, space: Space, places: Places) 
         place = where.get(path_name(path))
         return x if place is None else masked(x, place, masks)
 
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = parts
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(of, params), rest, copy=True)

@@ -57,13 +57,21 @@ class Plan:
         console.print(hardware.describe(self.estimate))
 
     def costs(self, timed: dict[str, float], note: Note) -> Costs:
+        """Raises UserError for budgets that no sub-network is within."""
         dtype = self.plain["walk"]["dense_dtype"] or "float32"
         found = Costs(
             self.source.config, self.space, itemsize=jnp.dtype(dtype).itemsize,
             tokens=self.found.latency_tokens, timed=timed, note=note,
         )  # fmt: skip
-        subnetworks.require_feasible(self.found, self.space, found.of)
+        subnetworks.require_feasible(self.found, self.space, found.of, list(self.found.budgets))
         return found
+
+    def require_feasible(self) -> None:
+        """The same before anything is measured."""
+        given = {name: n for name, n in self.found.budgets.items() if name != "seconds"}
+        if given or not self.found.budgets:
+            less = dataclasses.replace(self.found, budgets=given)
+            dataclasses.replace(self, found=less).costs({}, lambda *_, **__: None)
 
     def search(self, costs: Costs, known: list[Trial], note: Note) -> dict[str, Any]:
         evaluate = Evaluator(
@@ -82,10 +90,12 @@ def plan(config: DictConfig) -> Plan:
     module = outline(source)
     places = places_of(module, source.config)
     windows = planning.open_windows(config, source, plain)
-    return Plan(
+    made = Plan(
         source, found, space, places, windows, plain,
         _estimate(module, found, space, places, windows, plain),
     )  # fmt: skip
+    made.require_feasible()
+    return made
 
 
 def _estimate(

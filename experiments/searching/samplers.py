@@ -57,7 +57,7 @@ class Study(Proposals):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._choices = dict(space.choices)
-        self._ranks = {
+        self._ranks: dict[str, Any] = {
             name: optuna.distributions.IntDistribution(0, len(values) - 1)
             for name, values in space.choices
         }

@@ -139,16 +139,20 @@ def key_of(sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(sizes.items()))
 
 
-def require_feasible(found: OnceForAll, space: Space, costs_of: CostsOf) -> None:
-    """Refuse budgets that the smallest sub-network exceeds; raises UserError with by how much."""
+def require_feasible(
+    found: OnceForAll, space: Space, costs_of: CostsOf, names: Sequence[str]
+) -> None:
+    """Refuse budgets, of these names, that the smallest sub-network exceeds; raises UserError with by
+    how much.
+    """
     if not found.budgets:
         raise UserError(
             "structure.budgets are all null, so that the whole model is best: give one of "
             "parameters, bytes, multiplications or seconds."
         )
-    least = costs_of(space.smallest(), list(found.budgets))
-    for name, budget in found.budgets.items():
-        if least[name] > budget:
+    least = costs_of(space.smallest(), names)
+    for name in names:
+        if least[name] > (budget := found.budgets[name]):
             raise UserError(
                 f"structure.budgets.{name}={budget:g} leaves no sub-network: the smallest takes "
                 f"{least[name]:g}, {least[name] / budget - 1:.1%} more: raise it, or train for "

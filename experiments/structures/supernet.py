@@ -64,6 +64,6 @@ def places_of(model: nnx.Module, config: DecoderConfig) -> Places:
             ) from error
         if path[-1] == "kernel":
             where = (*where[:-2], where[-1], where[-2])
-        block = int(path[1]) if path[0] == "blocks" else None
+        block = int(str(path[1])) if path[0] == "blocks" else None
         found.append((name, Place(where, block)))
     return tuple(found)
