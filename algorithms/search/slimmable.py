@@ -4,11 +4,11 @@ Improved Training Techniques", ICCV 2019, arXiv:1903.05134. Notes: papers/slimma
 A step trains the whole network on data, and on the same batch the smallest of its sub-networks and
 n that are drawn, which learn what the whole one says:
     L = CE(C(W, whole), y) + Σ_a D(stop_gradient C(W, whole) ‖ C(W, a)),   a = smallest, n drawn
-So the two ends of the range are always there, and those between lie between (sandwiched).
+So the two ends of the range are always there, and those between lie between (sandwiched). With a
+share s, the smaller ones learn from s D + (1 - s) CE.
 
 This differs from the official code in: 1. D is the KL, there the cross-entropy with soft targets:
-slopes are the same. 2. Without distillation all learn from y, as there. 3. Choices are of several
-dimensions, there of one width.
+slopes are the same. 2. Choices are of several dimensions, there of one width. 3. s is 1 there.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ class Rule:
     """Which networks a step trains. choices: sizes by dimension, None where all units stay.
 
     distilled: a divergence of the smaller ones from the whole one; None: they learn from data.
+    share: what it counts; the rest is the targets' cross-entropy.
     """
 
     choices: tuple[tuple[str, tuple[int, ...] | None], ...]
@@ -37,12 +38,15 @@ class Rule:
     smallest: bool
     random: int
     distilled: Any
+    share: float | int = 1.0
 
     def __post_init__(self) -> None:
         if self.random < 0:
             raise ValueError(f"random={self.random} must not be negative.")
         if not (self.largest or self.smallest or self.random):
             raise ValueError("largest=false, smallest=false and random=0 leave nothing to train.")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} must be above 0, and at most 1.")
         if self.distilled is not None and not self.largest:
             raise ValueError(
                 "distilled: smaller networks learn from the whole one, which largest=false leaves "
@@ -60,6 +64,7 @@ def sandwich(
     largest: bool = True,
     smallest: bool = True,
     random: int = 2,
+    share: float | int = 1.0,
     distilled: Any = None,
 ) -> Rule:
     """The sandwich rule with choices of these dimensions; other rules with less of it."""
@@ -67,8 +72,9 @@ def sandwich(
              "feed_forward": feed_forward}  # fmt: skip
     choices = tuple((name, None if v is None else tuple(v)) for name, v in given.items())
     return Rule(
-        choices=choices, largest=largest, smallest=smallest, random=random, distilled=distilled
-    )
+        choices=choices, largest=largest, smallest=smallest, random=random, distilled=distilled,
+        share=share,
+    )  # fmt: skip
 
 
 class Heard:
@@ -154,6 +160,8 @@ class Sandwich:
             losses = cross_entropy(said, targets)[0]
         else:
             losses = between(self.rule.distilled, said, taught)
+        if taught is not None and (share := self.rule.share) < 1:
+            losses = share * losses + (1 - share) * cross_entropy(said, targets)[0]
         return jnp.sum(weights * losses) / jnp.sum(weights)
 
 

@@ -142,8 +142,9 @@ def key_of(sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
 def require_feasible(
     found: OnceForAll, space: Space, costs_of: CostsOf, names: Sequence[str]
 ) -> None:
-    """Refuse budgets of these names that the smallest sub-network exceeds; raises UserError, with by
-    how much.
+    """Refuse budgets, of these names, that the smallest sub-network exceeds.
+
+    Raises UserError with by how much.
     """
     if not found.budgets:
         raise UserError(

@@ -54,19 +54,26 @@ def total(wanted, params, graph, key, data):
 GRADIENT = jax.jit(jax.value_and_grad(total, argnums=1), static_argnums=(0, 2))
 
 
-@pytest.mark.parametrize("distilled", [True, False])
-def test_a_step_is_the_official_one(distilled):
-    """Its loss, less the entropy of the soft targets; and slopes by differences of it."""
-    wanted = objective(distilled=forward_kl() if distilled else None, random=2)
+@pytest.mark.parametrize("share", [1.0, 0.25, 0.0])
+def test_a_step_is_the_official_one(share):
+    """Its loss, less the entropy of the soft targets; and slopes by differences of it. share: of
+    what the whole network says, beside the targets.
+    """
+    distilled = share > 0
+    rule = {"distilled": forward_kl(), "share": share} if distilled else {"distilled": None}
+    wanted = objective(**rule, random=2)
     key, data = jax.random.key(3), batch()
     graph, params = nnx.split(model())
     loss, grads = GRADIENT(wanted, params, graph, key, data)
     drawn = SPACE.drawn(jax.random.split(key)[1], 2)["feed_forward"]
     widths = [WIDTH, *map(int, drawn), WIDTHS[0]]
     x, y, w = np.asarray(data.inputs, np.float64), np.asarray(data.targets), weights(model())
-    found = official.losses(x, y, w, widths, distilled)
-    above = (len(widths) - 1) * official.entropy(x, w, WIDTH) if distilled else 0.0
-    assert float(loss) == pytest.approx(sum(found) - above, rel=1e-5)
+    (whole, *soft), (_, *hard) = (
+        official.losses(x, y, w, widths, taught) for taught in (True, False)
+    )
+    each = [share * (s - official.entropy(x, w, WIDTH)) + (1 - share) * h
+            for s, h in zip(soft, hard, strict=True)]  # fmt: skip
+    assert float(loss) == pytest.approx(whole + sum(each), rel=1e-5)
     if not distilled:  # else the soft targets would move too, which are held still
         for array, place in ((0, (1, 0)), (0, (1, 3)), (2, (1, 2)), (2, (5, 0))):
             moved = []
@@ -169,6 +176,7 @@ def test_choices_that_a_network_does_not_have_are_refused(choices, sentence):
         ({"random": -1}, "random=-1 must not be negative"),
         ({"random": 0, "largest": False, "smallest": False}, "leave nothing to train"),
         ({"largest": False}, "set distilled=null"),
+        ({"share": 0}, "share=0 must be above 0"),
     ],
 )
 def test_rules_that_train_nothing_are_refused(rule, sentence):
