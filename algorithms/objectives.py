@@ -1,7 +1,8 @@
 """What a model without a teacher is trained to minimize."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
@@ -66,3 +67,22 @@ def cross_entropy(
     return linear_cross_entropy_and_logsumexp(
         predictions.hidden, predictions.weight, targets, cap=predictions.cap
     )
+
+
+@runtime_checkable
+class PerToken(Protocol):
+    """A divergence, of each position: of logits, or of activations and heads where it can be."""
+
+    @property
+    def per_token(self) -> Callable[..., Float[Array, " n"]]: ...
+    @property
+    def per_token_linear(self) -> Callable[..., Float[Array, " n"]] | None: ...
+
+
+def between(divergence: PerToken, student: Predictions, teacher: Predictions) -> Float[Array, " n"]:
+    """Of each position; logits are computed only where the divergence or a cap asks for them."""
+    pair = (student, teacher)
+    linear = divergence.per_token_linear
+    if linear is not None and all(p.weight is not None and p.cap is None for p in pair):
+        return linear(student.hidden, student.weight, teacher.hidden, teacher.weight)
+    return divergence.per_token(student.logits, teacher.logits)

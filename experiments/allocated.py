@@ -1,8 +1,10 @@
-"""Rules that a search finds, made first if they are not there: what `compress allocation=…` begins
-with. One command is then a whole experiment.
+"""What a search finds, made first if it is not there: the sub-network that `compress
+structure=once_for_all` begins with, the rules of `allocation=…`. One command is then a whole
+experiment.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,43 +13,68 @@ from experiments.entry import resolved
 from experiments.errors import UserError
 from experiments.progress import console
 from experiments.runs import run as runs
+from experiments.structures.once_for_all import TARGET, subnetwork_node
 
 # What conf/search.yaml has, all of it a compression's own.
 KEYS = ("model", "data", "structure", "rotation", "scaling", "pruning", "algorithm", "activations",
         "correction", "allocation", "hardware", "bits", "rules", "runs", "dry_run", "seed",
         "seeds", "logger")  # fmt: skip
 WALK = ("chunk", "dense_dtype")
+# Of them, what a search for a sub-network depends on: it comes before all other steps.
+FIRST = ("model", "data", "structure", "hardware", "runs", "dry_run", "seed", "seeds", "logger")
 
 
-def search_config(config: DictConfig) -> DictConfig:
+def search_config(config: DictConfig, keys: Sequence[str] = KEYS) -> DictConfig:
     """The search that a compression begins with."""
-    found = OmegaConf.masked_copy(config, [key for key in KEYS if key in config])
+    found = OmegaConf.masked_copy(config, [key for key in keys if key in config])
     found.walk = OmegaConf.masked_copy(config.walk, list(WALK))
     found.again = False
     return found
 
 
 def with_rules(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration with the rules that its allocation comes to behind its own, and what the
-    record says of the search; both as they are without an allocation.
+    """The configuration with the sub-network that its structure comes to in its place, and with the
+    rules that its allocation comes to behind its own, and what the record says of the searches; as
+    they are without.
 
-    Raises UserError in a dry run if the search has yet to be made.
+    Raises UserError in a dry run if a search has yet to be made.
     """
+    config, first = with_structure(config)
     if not config.get("allocation"):
+        return config, first
+    identity, search = _made(search_config(config))
+    ruled = OmegaConf.merge(config, {"rules": [*config.rules, *search["rules"]]})
+    assert isinstance(ruled, DictConfig)
+    kept = ("rules", "score", "bound", "totals", "sparsity")
+    said = {key: search[key] for key in kept if key in search}
+    return ruled, {**first, "search": {"identity": identity, **said}}
+
+
+def with_structure(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration with the sub-network that a search finds, and what a record says of it."""
+    if not begins_with_structure(config):
         return config, {}
-    asked = search_config(config)
+    identity, search = _made(search_config(config, FIRST))
+    found = config.copy()
+    found.structure = subnetwork_node(search["sizes"])
+    said = {key: value for key, value in search.items() if key != "trials"}
+    return found, {"subnetwork": {"identity": identity, **said}}
+
+
+def begins_with_structure(config: DictConfig) -> bool:
+    """Whether the structure has yet to be searched for."""
+    return bool(config.get("structure")) and config.structure.get("_target_") == TARGET
+
+
+def _made(asked: DictConfig) -> tuple[str, dict[str, Any]]:
+    """The identity of a search, and what its record says of it."""
     at = runs.place("search", resolved(asked))
     if not at.finished:
-        if config.dry_run:
+        if asked.dry_run:
             raise UserError(
                 "This begins with a search: run python -m experiments.search with the same "
                 "settings first, then ask."
             )
         console.print(f"searching first: {at.folder}", soft_wrap=True, markup=False)
     done = importlib.import_module("experiments.search").run(asked)
-    search = done.record["search"]
-    ruled = OmegaConf.merge(config, {"rules": [*config.rules, *search["rules"]]})
-    assert isinstance(ruled, DictConfig)
-    kept = ("rules", "score", "bound", "totals", "sparsity")
-    said = {key: search[key] for key in kept if key in search}
-    return ruled, {"search": {"identity": at.identity, **said}}
+    return at.identity, done.record["search"]

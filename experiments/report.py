@@ -190,9 +190,16 @@ def calibration(record: Record) -> str:
         "statistics" in layer["seconds"] or "block" in layer["errors"]  # learned on the block
         for layer in record.get("layers", [])
     )
-    structure = record["config"].get("structure")  # found on them, but where blocks are named
-    observed |= bool(structure) and not isinstance(structure.get("layers"), list)
+    structure = record["config"].get("structure")  # found on them, but where it is named what stays
+    observed |= bool(structure) and not _named(structure)
     return " × ".join(map(str, record["data"]["calibration"])) if observed else "–"
+
+
+def _named(structure: Mapping[str, Any]) -> bool:
+    """Whether a structure's settings say what stays, so that nothing is observed."""
+    if structure["_target_"].endswith(".subnetwork"):
+        return True
+    return isinstance(structure.get("layers"), list) and "budgets" not in structure
 
 
 def markdown(records: Sequence[Record]) -> str:

@@ -9,8 +9,8 @@ NAMES = {
     "efficient_qat": "EfficientQAT", "eora": "EoRA", "gptaq": "GPTAQ", "gptq": "GPTQ",
     "hc_smoe": "HC-SMoE", "hqq": "HQQ",
     "llm_pruner": "LLM-Pruner", "lqer": "LQER", "magnitude": "Magnitude", "minitron": "Minitron",
-    "oats": "OATS", "omniquant": "OmniQuant", "puzzle": "Puzzle", "qtip": "QTIP",
-    "quarot": "QuaRot", "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN",
+    "oats": "OATS", "omniquant": "OmniQuant", "once_for_all": "Once-for-all", "puzzle": "Puzzle",
+    "qtip": "QTIP", "quarot": "QuaRot", "quip_sharp": "QuIP#", "reap": "REAP", "rtn": "RTN",
     "shortened_llama": "Shortened LLaMA", "shortgpt": "ShortGPT", "slicegpt": "SliceGPT",
     "smoothquant": "SmoothQuant", "sparsegpt": "SparseGPT", "spinquant": "SpinQuant", "svd": "SVD",
     "svd_llm": "SVD-LLM", "svdquant": "SVDQuant", "wanda": "Wanda",
@@ -31,7 +31,7 @@ STRUCTURES = "experiments.structures."
 SIZES = ("hidden", "heads", "kv_heads", "feed_forward", "experts")
 ALLOCATIONS = {"autoquantize": "AutoQuantize", "hawq": "HAWQ-V2", "kl": "KL", "lamp": "LAMP",
                "owl": "OWL"}  # fmt: skip
-AROUND = ("loss", "parametrization", "precision", "sparsity", "outer", "averaging")
+AROUND = ("loss", "elastic", "parametrization", "precision", "sparsity", "outer", "averaging")
 
 
 def step_label(step: Mapping[str, Any]) -> str:
@@ -69,11 +69,11 @@ def step_label(step: Mapping[str, Any]) -> str:
 
 
 def _structure_words(step: Mapping[str, Any]) -> list[str]:
-    """How much goes, or stays: "20 %", "less 6 blocks", "to 80 % of parameters"."""
+    """How much goes, or stays: "20 %", "less 6 blocks", "feed_forward 1152"."""
     if "budgets" in step:
-        given = {key: value for key, value in step["budgets"].items() if value is not None}
-        words = [f"{100 * value:g} % of {key}" for key, value in given.items()]
-        return ["to", " and ".join(words)] if words else []
+        return _budget_words(step["budgets"], fractions=step["_target_"].endswith(".puzzle"))
+    if step["_target_"].endswith(".subnetwork"):
+        return [f"{key} {step[key]}" for key in ("layers", *SIZES) if step.get(key) is not None]
     words = [step["score"]] if "score" in step else []
     layers = step.get("layers")
     if isinstance(layers, list):
@@ -88,10 +88,18 @@ def allocation_label(node: Mapping[str, Any]) -> str:
     """What gives layers settings of their own, and within what: "AutoQuantize to 3.5 bits"."""
     name = _last_name(node.get("score") or node)
     words = [ALLOCATIONS.get(name) or name.replace("_", " ").capitalize()]
-    given = {k: v for k, v in (node.get("budgets") or {}).items() if v is not None}
-    if given:
-        words.append("to " + " and ".join(f"{value:g} {key}" for key, value in given.items()))
-    return " ".join(words)
+    return " ".join(words + _budget_words(node.get("budgets") or {}))
+
+
+def _budget_words(budgets: Mapping[str, Any], *, fractions: bool = False) -> list[str]:
+    """ "to 3.5 bits", or where they are fractions "to 80 % of parameters"."""
+    given = {key: value for key, value in budgets.items() if value is not None}
+    each = [
+        f"{100 * value:g} % of {key}" if fractions else f"{value:g} {key}"
+        for key, value in given.items()
+    ]
+    said = " and ".join(each)
+    return [f"to {said}"] if given else []
 
 
 def with_options(step: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +129,9 @@ def training_label(config: Mapping[str, Any]) -> str:
     for group in AROUND:
         node = config.get(group) or {"_target_": "CrossEntropy"}
         inner = [each for each in node.values() if isinstance(each, Mapping) and "_target_" in each]
+        if group == "elastic" and config.get(group):
+            words.append(_networks_words(node))
+            continue
         name = _last_name(inner[-1] if group == "loss" and inner else node)
         if name != "CrossEntropy":
             stabilized = "rs" if node.get("rank_stabilized") else ""
@@ -128,6 +139,15 @@ def training_label(config: Mapping[str, Any]) -> str:
     made = config["model"] if config["model"].get("command") == "compress" else {}
     began = f" from {' '.join(made['overrides'])}" if made else ""  # what was compressed how
     return " + ".join(words) + began
+
+
+def _networks_words(node: Mapping[str, Any]) -> str:
+    """What a step trains: "sandwich", or which networks where that leaves some out."""
+    ends = [each for each in ("largest", "smallest") if node[each]]
+    if len(ends) == 2:
+        return "sandwich" if node["distilled"] else "sandwich without distillation"
+    drawn = [f"{node['random']} drawn"] if node["random"] else []
+    return f"{' and '.join([*ends, *drawn])} alone"
 
 
 def _optimizer_words(node: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from algorithms.distillation.compressed_logits import LogitCodec
 from algorithms.distillation.divergences import DistillationLoss
 from algorithms.distillation.features import FeatureLoss, Regressor, layer_map
 from algorithms.distillation.function_matching import FunctionMatching
-from algorithms.objectives import accuracy, cross_entropy, positions
+from algorithms.objectives import accuracy, between, cross_entropy, positions
 from algorithms.training import Batch, Predictions, Sums
 
 
@@ -185,17 +185,6 @@ class OfflineDistillation:
 def require_teacher(teacher: Any) -> None:
     if teacher is None:
         raise ValueError("There is no teacher to learn from: give one (model@teacher=…).")
-
-
-def between(
-    divergence: DistillationLoss, student: Predictions, teacher: Predictions
-) -> Float[Array, " n"]:
-    """Of each position; logits are computed only where the divergence or a cap asks for them."""
-    pair = (student, teacher)
-    linear = divergence.per_token_linear
-    if linear is not None and all(p.weight is not None and p.cap is None for p in pair):
-        return linear(student.hidden, student.weight, teacher.hidden, teacher.weight)
-    return divergence.per_token(student.logits, teacher.logits)
 
 
 def mixed(

@@ -18,8 +18,8 @@ from algorithms.decoding.sampling import Decode, generate
 from algorithms.distillation.gkd import GKD, mixed
 from algorithms.distillation.masking import Mask
 from algorithms.distillation.minillm import MiniLLM, log_probabilities
-from algorithms.distillation.objectives import between, require_teacher
-from algorithms.objectives import cross_entropy, positions
+from algorithms.distillation.objectives import require_teacher
+from algorithms.objectives import between, cross_entropy, positions
 from algorithms.training import Batch, Predictions, Sums
 
 

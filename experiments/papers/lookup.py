@@ -23,7 +23,7 @@ from experiments.runs.identity import identity
 
 ALGORITHM = "algorithm="
 TRAINING = ("optimizer", "schedule", "outer", "averaging", "sparsity", "precision", "loss",
-            "parametrization")  # groups of conf/train.yaml alone  # fmt: skip
+            "parametrization", "elastic")  # groups of conf/train.yaml alone  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

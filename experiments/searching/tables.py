@@ -20,9 +20,9 @@ def measured_before(at: runs.Place) -> Measured | None:
     """What a finished search beside this one measured, if it differs from it in budgets alone;
     nothing where again=true asks for a new measurement.
     """
-    if at.config["again"]:
-        return None
     asked = _without_budgets(at.config)
+    if at.config["again"] or asked is None:
+        return None
     for path in sorted(at.folder.parents[1].glob(f"*/*/{records.FILE}")):
         if (found := _measured(path, asked, at.config)) is not None:
             return found
@@ -48,8 +48,8 @@ def _measured(path: Any, asked: str, config: Mapping[str, Any]) -> Measured | No
     return Measured(record["identity"], rows) if wanted <= costs else None
 
 
-def _without_budgets(config: Mapping[str, Any]) -> str:
+def _without_budgets(config: Mapping[str, Any]) -> str | None:
     allocation = config.get("allocation") or {}
     if "budgets" not in allocation:
-        return ""  # an allocation of another kind: what it measures is done at once
+        return None  # an allocation of another kind: what it measures is done at once
     return identity("search", {**config, "allocation": {**allocation, "budgets": {}}})

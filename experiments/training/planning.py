@@ -21,7 +21,7 @@ from experiments.entry import build, resolved
 from experiments.errors import UserError
 from experiments.estimate import Estimate
 from experiments.progress import console
-from experiments.training import cost, subject
+from experiments.training import cost, elastic, subject
 from experiments.training.building import assigned, build_optimizer
 from experiments.training.data import Examples, Order, next_tokens
 from experiments.training.loop import Job, Pace
@@ -87,8 +87,9 @@ class Plan:
     def recipe(self) -> list[dict[str, Any]]:
         """The steps that travel with the checkpoint."""
         plain = resolved(self.config)
+        around = {"elastic": plain["elastic"]} if plain["elastic"] else {}
         return [{"_target_": "experiments.train", "steps": plain["steps"], "loss": plain["loss"],
-                 "optimizer": plain["optimizer"]}]  # fmt: skip
+                 "optimizer": plain["optimizer"], **around}]  # fmt: skip
 
     def job(self) -> Job:
         """Everything loaded."""
@@ -129,7 +130,8 @@ def plan(config: DictConfig) -> Plan:
     )
     if plain["remat"] and not isinstance(model, Source):
         raise UserError("remat=true: a classifier has no blocks to compute anew: choose false.")
-    optimizer, objective = _optimizer(config), build(config, "loss")
+    optimizer = _optimizer(config)
+    objective = elastic.around(config, model, build(config, "loss"))
     try:
         module = subject.abstract(config, model, objective, teacher)
         shapes = training.take_apart(module, subject.learned(config))
