@@ -43,16 +43,17 @@ def costs(records: Sequence[Record]) -> list[Costs]:
     """Of each, as parts of what the model takes as it is, in 16 bits; None: not on record.
 
     Rounding leaves the multiplications as they are: a run that does nothing else has those of the
-    whole model, whether it said so or not.
+    whole model, whether it said so or not, and one that does says what they are.
     """
     sizes = [record["footprint"] for record in records]
     whole = max((size["parameters"] for size in sizes), default=0)
-    said = [size.get("multiplications") or 0 for size in sizes]
-    most = max(said, default=0)
+    rounded = [kind(record) == QUANTIZED for record in records]
+    said = [size.get("multiplications") for size in sizes]
+    all_work = next((own for own, plain in zip(said, rounded, strict=True) if own and plain), None)
     found = list[Costs]()
-    for record, size, own in zip(records, sizes, said, strict=True):
-        own = own or (most if kind(record) == QUANTIZED else 0)
-        work = own / most if own else None
+    for size, own, plain in zip(sizes, said, rounded, strict=True):
+        own = all_work if plain else own
+        work = own / all_work if own and all_work else None
         found.append({BYTES: size["model_bits"] / (HALF * whole), WORK: work})
     return found
 

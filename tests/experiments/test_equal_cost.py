@@ -48,6 +48,8 @@ def test_costs_are_parts_of_the_whole_model(records):
     assert [each["multiplications"] for each in found] == pytest.approx(parts)
     unsaid = sized(SPARSE, 0.6, 0.62)
     assert equal_cost.costs([*records[1:], unsaid])[-1]["multiplications"] is None
+    unknown = equal_cost.costs(records[3:])  # nobody says what the whole model takes
+    assert {each["multiplications"] for each in unknown} == {None}
 
 
 def test_the_best_of_each_kind_within_a_budget(records):
