@@ -112,7 +112,7 @@ class Survey:
             and record.get("footprint")
             and loss_differences(record, reference) is not None
         ]
-        weights = [run for run in compressed if size(run)[1] is None]
+        weights = [run for run in compressed if size(run).activations is None]
         return [reference, *weights, *sorted(trained, key=_order)]
 
     def render(self, text: str, where: str) -> str:
@@ -170,14 +170,14 @@ class Survey:
         reference, *runs = self.embedded()
         shown = [
             run for run in runs
-            if (size(run)[1] is not None) == activations and not run["config"].get("cache")
+            if (size(run).activations is not None) == activations and not run["config"].get("cache")
             and equal_cost.QUANTIZED in equal_cost.kind(run)
         ]  # fmt: skip
         value = reference["metrics"]["perplexity"]["value"]
         peers = [
             (peer.bits, value * math.exp(peer.above(reference)))
             for peer in self.peers
-            if (peer.activations is not None) == activations
+            if (peer.activations is not None) == activations and peer.zeros is None
         ]
         found = [reference, *shown]
         draw = functools.partial(plots.pareto, found, peers=peers)

@@ -50,16 +50,17 @@ def peers(records: Sequence[Record], found: Sequence[Peer]) -> str:
     """For every size that another tool reaches, its best and ours. records: the float one first."""
     reference, *runs = records
     rows = [["weights", "activations", "here", "bits", "Δ loss", "elsewhere", "bits", "Δ loss"]]
-    for wanted in sorted({peer.size for peer in found}, key=lambda s: (-s[0], -(s[1] or 99))):
+    sizes = {peer.size for peer in found}
+    for wanted in sorted(sizes, key=lambda s: (s.zeros or "", -s.bits, -(s.activations or 99))):
         theirs = min((p for p in found if p.size == wanted), key=lambda p: p.above(reference))
         error = "" if theirs.standard_error is None else f" ± {theirs.standard_error:.3f}"
         rows.append(
             [
-                f"{wanted[0]}.x bits",
-                "float" if wanted[1] is None else f"{wanted[1]} bits",
+                f"{wanted.bits}.x bits" if wanted.zeros is None else f"{wanted.zeros} zeros",
+                "float" if wanted.activations is None else f"{wanted.activations} bits",
                 *_best([run for run in runs if size(run) == wanted], reference),
                 f"{theirs.method}, {theirs.tool}",
-                f"{theirs.bits:.2f}",
+                "–" if wanted.zeros else f"{theirs.bits:.2f}",
                 f"{theirs.above(reference):+.3f}{error}",
             ]
         )

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -12,7 +14,15 @@ from experiments.report import Record, bits_per_weight
 from experiments.step_labels import element_bits
 
 FILE = "peers.yaml"
-type Size = tuple[int, int | None]  # whole bits per weight, bits per activation (None: float)
+DENSE = 16  # bits of a weight that is not quantized
+
+
+class Size(NamedTuple):
+    """What results are compared within."""
+
+    bits: int  # whole ones per weight that stays
+    activations: int | None  # bits; None: float
+    zeros: str | None  # which weights are zero, "50 %" or "2:4"; None: none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,9 +31,10 @@ class Peer:
 
     tool: str
     method: str
-    bits: float  # per compressed weight
+    bits: float  # per compressed weight; of pruned ones, of each that stays
     windows: int  # held out
     activations: int | None = None  # bits
+    zeros: str | None = None  # "50 %", or "2:4"
     calibration: int | None = None  # windows
     loss: float | None = None  # mean difference to the tool's own float model, nats per token
     standard_error: float | None = None
@@ -31,7 +42,7 @@ class Peer:
 
     @property
     def size(self) -> Size:
-        return math.floor(self.bits), self.activations
+        return Size(math.floor(self.bits), self.activations, self.zeros)
 
     def above(self, reference: Record) -> float:
         """How far it is above the float model, in nats per token."""
@@ -56,8 +67,17 @@ def read_peers(folder: Path) -> tuple[Peer, ...]:
 
 def size(record: Record) -> Size:
     """What a compressed record is to be compared with."""
-    activations = record["config"].get("activations")
-    return (
-        math.floor(bits_per_weight(record) or 0),
-        element_bits(activations["format"]) if activations else None,
-    )
+    activations, zeros = record["config"].get("activations"), _zeros(record["config"])
+    bits = math.floor(bits_per_weight(record) or 0)
+    if zeros and not record["config"]["algorithm"].get("format"):
+        bits = DENSE  # the bits that say where the zeros are left out
+    return Size(bits, element_bits(activations["format"]) if activations else None, zeros)
+
+
+def _zeros(config: Mapping[str, Any]) -> str | None:
+    node = config.get("algorithm") or {}
+    if config.get("pruning") or "sparsity" not in node:
+        return None
+    if node.get("block"):
+        return f"{node['keep']}:{node['block']}"
+    return f"{100 * node['sparsity']:g} %"
