@@ -3,16 +3,12 @@ structure=once_for_all` begins with, the rules of `allocation=…`. One command 
 experiment.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.entry import resolved
-from experiments.errors import UserError
-from experiments.progress import console
-from experiments.runs import run as runs
+from experiments.runs.first import first
 from experiments.structures.once_for_all import TARGET, subnetwork_node
 
 # What conf/search.yaml has, all of it a compression's own.
@@ -68,13 +64,8 @@ def begins_with_structure(config: DictConfig) -> bool:
 
 def _made(asked: DictConfig) -> tuple[str, dict[str, Any]]:
     """The identity of a search, and what its record says of it."""
-    at = runs.place("search", resolved(asked))
-    if not at.finished:
-        if asked.dry_run:
-            raise UserError(
-                "This begins with a search: run python -m experiments.search with the same "
-                "settings first, then ask."
-            )
-        console.print(f"searching first: {at.folder}", soft_wrap=True, markup=False)
-    done = importlib.import_module("experiments.search").run(asked)
-    return at.identity, done.record["search"]
+    done = first(
+        "search", asked, dry_run=asked.dry_run, doing="searching first",
+        missing="a search: run python -m experiments.search with the same settings first",
+    )  # fmt: skip
+    return done.record["identity"], done.record["search"]

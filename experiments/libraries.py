@@ -4,15 +4,11 @@ the same library.
 """
 
 import dataclasses
-import importlib
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.entry import resolved
-from experiments.errors import UserError
-from experiments.progress import console
 from experiments.recipes import Structure
-from experiments.runs import run as runs
+from experiments.runs.first import first
 from experiments.structures.puzzle import Made, Puzzle
 
 # What conf/library.yaml has, all of it a compression's own.
@@ -36,15 +32,11 @@ def with_library(config: DictConfig, structure: Structure) -> Structure:
     """
     if not isinstance(structure, Puzzle) or not structure.budgets:
         return structure
-    asked = library_config(config)
-    at = runs.place("library", resolved(asked))
-    if not at.finished:
-        if config.dry_run:
-            raise UserError(
-                "This begins with a library: run python -m experiments.library with the same "
-                "settings and no budgets first, then ask."
-            )
-        console.print(f"making the library first: {at.folder}", soft_wrap=True, markup=False)
-    done = importlib.import_module("experiments.library").run(asked)
+    done = first(
+        "library", library_config(config), dry_run=config.dry_run,
+        doing="making the library first",
+        missing="a library: run python -m experiments.library with the same settings and no "
+        "budgets first",
+    )  # fmt: skip
     made = Made(done.folder / "library", done.record["identity"], done.record["library"])
     return dataclasses.replace(structure, library=made)

@@ -5,17 +5,14 @@ One command is then a whole experiment: quantize and go on training, train a tea
 finetune one model in several ways and average.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.checkpoints.soup import Soup
 from experiments.checkpoints.sources import Source, open_source
-from experiments.entry import resolved
 from experiments.errors import UserError
 from experiments.papers.lookup import Run, compose
-from experiments.progress import console
-from experiments.runs import run as runs_
+from experiments.runs.first import first
 from experiments.training import classifiers
 
 COMMANDS = ("compress", "train")
@@ -31,12 +28,10 @@ def model(command: str, overrides: Sequence[str], runs: str, dry_run: bool = Fal
         raise UserError(f"command={command} leaves no model: choose {' or '.join(COMMANDS)}.")
     run = Run(command, tuple(overrides))  # type: ignore[arg-type]
     config = compose(Run(run.command, (*run.overrides, f"runs={runs}")))
-    at = runs_.place(command, resolved(config))
-    if not at.finished:
-        if dry_run:
-            raise UserError(f"This begins with the model of `{run}`: run that first, then ask.")
-        console.print(f"making the model first: {run}", soft_wrap=True, markup=False)
-    done = importlib.import_module(f"experiments.{command}").run(config)
+    done = first(
+        command, config, dry_run=dry_run, doing=f"making the model first: {run}",
+        missing=f"the model of `{run}`: run that first",
+    )  # fmt: skip
     classifier = done.checkpoint / classifiers.FILE
     return (
         classifiers.trained(str(classifier))
