@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,10 +21,9 @@ from experiments.plots import MARKERS, SHOWN, save
 from experiments.recipes import steps
 from experiments.report import Record, grid, label, labels
 
-KINDS = {
-    "experiments.structures": "cut", "algorithms.pruning": "sparse",
-    "algorithms.low_rank": "low rank", "algorithms.quantization": (QUANTIZED := "quantized"),
-}  # fmt: skip
+CUTS, ROUNDS, QUANTIZED = "experiments.structures", "algorithms.quantization", "quantized"
+KINDS = {CUTS: "cut", "algorithms.pruning": "sparse", "algorithms.low_rank": "low rank",
+         ROUNDS: QUANTIZED}  # fmt: skip
 BYTES, WORK = "bytes", "multiplications"
 BUDGETS = {BYTES: (0.8, 0.65, 0.5, 0.42, 0.38, 0.34), WORK: (0.9, 0.8, 0.7, 0.6, 0.5)}
 HALF = 16  # bits of a number of the model as it is
@@ -32,11 +32,17 @@ type Costs = Mapping[str, float | None]  # as parts of the model's own
 
 def kind(record: Record) -> str:
     """What was done to the model, by its recipe: "cut, quantized, trained"."""
-    recipe = record.get("recipe") or steps(record["config"])
-    targets = [step.get("_target_", "") for step in recipe if step]
-    found = [word for package, word in KINDS.items() if any(t.startswith(package) for t in targets)]
+    recipe = [step for step in record.get("recipe") or steps(record["config"]) if step]
+    packages = {step.get("_target_", "").rpartition(".")[0].rpartition(".")[0] for step in recipe}
+    if any(step.get("format") or step.get("factors") for step in recipe if _keeps_numbers(step)):
+        packages.add(ROUNDS)  # numbers that stay, or factors, are codes too
+    found = [word for package, word in KINDS.items() if package in packages]
     trained = ["trained"] if record["command"] == "train" else []
     return ", ".join([*found, *trained]) or "as it is"
+
+
+def _keeps_numbers(step: Mapping[str, Any]) -> bool:
+    return step.get("_target_", "").startswith(("algorithms.pruning", "algorithms.low_rank"))
 
 
 def costs(records: Sequence[Record]) -> list[Costs]:

@@ -35,6 +35,10 @@ def test_a_kind_is_what_was_done(records):
     found = [equal_cost.kind(record) for record in records]
     both = "cut, quantized"
     assert found == ["as it is", "quantized", "quantized", "sparse", "cut", both]
+    codes = sized("algorithm=sparsegpt algorithm/format=int", 0.6, 0.4)
+    factors = sized("algorithm=svd_llm algorithm@algorithm.factors=rtn", 0.6, 0.4)
+    assert equal_cost.kind(codes) == "sparse, quantized"
+    assert equal_cost.kind(factors) == "low rank, quantized"
     recipe = [records[4]["config"]["structure"]]
     trained = records[4] | {"command": "train", "recipe": recipe}
     assert equal_cost.kind(trained) == "cut, trained"
