@@ -207,15 +207,15 @@ def test_a_read_only_output_folder(tmp_path):
 
 
 def test_a_disk_error_is_one_sentence_and_nothing_earlier_is_lost(config, undisturbed, monkeypatch):
-    original = planish._save
+    original = planish.write_part
 
-    def full(path, trees, note):
+    def full(path, *given):
         if path.stem == "blocks.1":
             raise OSError(28, "No space left on device")
-        original(path, trees, note)
+        return original(path, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(planish, "_save", full)
+        patched.setattr(planish, "write_part", full)
         with pytest.raises(UserError, match="No space left on device.*run the same command again"):
             compress.run(config(*GPTQ))
     at = runs.place("compress", compress.resolved(config(*GPTQ)))
