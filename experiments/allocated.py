@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runs.first import first
+from experiments.runs.first import STRUCTURE, first, settings
 from experiments.structures.once_for_all import TARGET, subnetwork_node
 
 # What conf/search.yaml has, all of it a compression's own.
@@ -16,16 +16,11 @@ KEYS = ("model", "data", "structure", "rotation", "scaling", "pruning", "algorit
         "correction", "allocation", "hardware", "bits", "rules", "runs", "dry_run", "seed",
         "seeds", "logger")  # fmt: skip
 WALK = ("chunk", "dense_dtype")
-# Of them, what a search for a sub-network depends on: it comes before all other steps.
-FIRST = ("model", "data", "structure", "hardware", "runs", "dry_run", "seed", "seeds", "logger")
 
 
 def search_config(config: DictConfig, keys: Sequence[str] = KEYS) -> DictConfig:
     """The search that a compression begins with."""
-    found = OmegaConf.masked_copy(config, [key for key in keys if key in config])
-    found.walk = OmegaConf.masked_copy(config.walk, list(WALK))
-    found.again = False
-    return found
+    return settings(config, keys, WALK)
 
 
 def with_rules(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
@@ -50,7 +45,7 @@ def with_structure(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     """The configuration with the sub-network that a search finds, and what a record says of it."""
     if not begins_with_structure(config):
         return config, {}
-    identity, search = _made(search_config(config, FIRST))
+    identity, search = _made(search_config(config, STRUCTURE))
     found = config.copy()
     found.structure = subnetwork_node(search["sizes"])
     said = {key: value for key, value in search.items() if key != "trials"}

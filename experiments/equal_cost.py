@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments.plots import MARKERS, SHOWN, save
+from experiments.plots import MARKERS, SHOWN, Point, front_of, save
 from experiments.recipes import steps
 from experiments.report import Record, grid, label, labels
 
@@ -142,16 +142,11 @@ def picture(records: Sequence[Record], path: Path) -> Path:
         return save(figure, path, digest(records))
 
 
-def _front(
-    axes: Axes, points: Sequence[tuple[float, float]], color: str, marker: str, name: str
-) -> None:
+def _front(axes: Axes, points: Sequence[Point], color: str, marker: str, name: str) -> None:
     """All points, and a line through those that no other of the kind beats in both."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     axes.plot(xs, ys, marker, color=color, alpha=0.45, markersize=5, label=name)
-    best: list[tuple[float, float]] = []
-    for point in sorted(points):
-        if not best or point[1] < best[-1][1]:
-            best.append(point)
+    best = [points[n] for n in front_of(points)]
     axes.plot([x for x, _ in best], [y for _, y in best], color=color, linewidth=1.2)
 
 

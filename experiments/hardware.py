@@ -15,6 +15,7 @@ from rich.table import Table
 
 from experiments.errors import UserError
 from experiments.estimate import Estimate, estimate
+from experiments.progress import console
 
 CGROUP = Path("/sys/fs/cgroup")
 PROCESS = 650_000_000
@@ -132,6 +133,15 @@ def require(
             f"Not enough disk below {folder}: the checkpoint needs {gigabytes(found.disk)}, "
             f"{gigabytes(free)} are free; make room, or choose another folder with runs=..."
         )
+
+
+def announce(found: Estimate, folder: Path) -> None:
+    """Say what a run that begins will take, and where it lies."""
+    disk = f", {gigabytes(found.disk)} of disk" if found.disk else ""
+    console.print(
+        f"about {duration(found.total_seconds)}, {gigabytes(found.peak)} of memory{disk}: {folder}",
+        soft_wrap=True,
+    )
 
 
 def _advice(found: Estimate, memory: int, alternatives: Iterable[tuple[str, Estimate]]) -> str:

@@ -5,21 +5,16 @@ the same library.
 
 import dataclasses
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.recipes import Structure
-from experiments.runs.first import first
+from experiments.runs.first import STRUCTURE, first, settings
 from experiments.structures.puzzle import Made, Puzzle
-
-# What conf/library.yaml has, all of it a compression's own.
-KEYS = ("model", "data", "structure", "hardware", "runs", "dry_run", "seed", "seeds", "logger")
 
 
 def library_config(config: DictConfig) -> DictConfig:
     """The library that a compression begins with."""
-    found = OmegaConf.masked_copy(config, [key for key in KEYS if key in config])
-    found.walk = OmegaConf.masked_copy(config.walk, ["chunk"])
-    found.again = False
+    found = settings(config, STRUCTURE, ["chunk"])
     for budget in found.structure.budgets:
         found.structure.budgets[budget] = None
     return found

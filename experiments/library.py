@@ -36,12 +36,8 @@ class Plan:
     def require(self, folder: Path) -> None:
         """Refuse what memory or disk will not hold; raises UserError with the numbers."""
         found, memory = self.estimate(), self.hardware.assumed_memory()
-        hardware.require(found, memory=memory, folder=folder, alternatives=iter(()))
-        console.print(
-            f"about {hardware.duration(found.total_seconds)}, {hardware.gigabytes(found.peak)} of "
-            f"memory, {hardware.gigabytes(found.disk)} of disk: {folder}",
-            soft_wrap=True,
-        )
+        hardware.require(found, memory=memory, folder=folder)
+        hardware.announce(found, folder)
 
     def show(self) -> None:
         """Print the estimate."""

@@ -40,12 +40,7 @@ class Plan(NamedTuple):
             others = iter(())
         memory = self.hardware.assumed_memory()
         hardware.require(self.estimate, memory=memory, folder=folder, alternatives=others)
-        disk = f", {hardware.gigabytes(self.estimate.disk)} of disk" if self.estimate.disk else ""
-        console.print(
-            f"about {hardware.duration(self.estimate.total_seconds)}, "
-            f"{hardware.gigabytes(self.estimate.peak)} of memory{disk}: {folder}",
-            soft_wrap=True,
-        )
+        hardware.announce(self.estimate, folder)
 
     def show(self) -> None:
         """Print the estimate."""

@@ -28,7 +28,7 @@ from experiments.report import (
 MARKERS = "osD^vP*X<>hp"
 COLORS = cycler(color=matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
 SHOWN = 30.0  # times the float model's perplexity
-type Point = tuple[float, float]  # bits per weight, perplexity
+type Point = tuple[float, float]  # bits per weight, or another cost, and perplexity
 DIGEST = "planish:records"  # the PNG's text chunk
 
 
@@ -93,10 +93,16 @@ def pareto(records: Sequence[Record], path: Path, peers: Sequence[Point] = ()) -
 
 def front(records: Sequence[Record]) -> list[Record]:
     """Those that no other beats in both bits and perplexity, by rising bits."""
-    best: list[Record] = []
-    for record in sorted(records, key=lambda r: (_bits(r), _value(r))):
-        if not best or _value(record) < _value(best[-1]):
-            best.append(record)
+    places = [(_bits(record), _value(record)) for record in records]
+    return [records[n] for n in front_of(places)]
+
+
+def front_of(points: Sequence[Point]) -> list[int]:
+    """Which points no other beats in both of what they have, by the first of it, rising."""
+    best: list[int] = []
+    for n in sorted(range(len(points)), key=lambda n: points[n]):
+        if not best or points[n][1] < points[best[-1]][1]:
+            best.append(n)
     return best
 
 

@@ -12,6 +12,7 @@ from experiments.compress import data_facts
 from experiments.entry import build, entry_point, resolved
 from experiments.progress import console
 from experiments.runs import run as runs
+from experiments.runs.first import STRUCTURE
 from experiments.searching import elastic_planning, measuring, planning
 from experiments.searching.tables import measured_before
 
@@ -23,7 +24,7 @@ def run(config: DictConfig) -> runs.Run:
     """
     if allocated.begins_with_structure(config):
         if not config.get("allocation"):
-            asked = allocated.search_config(config, allocated.FIRST)
+            asked = allocated.search_config(config, STRUCTURE)
             asked.again = config.again
             return _structure(asked)
         config, _ = allocated.with_structure(config)
@@ -34,7 +35,7 @@ def run(config: DictConfig) -> runs.Run:
 def prepare(config: DictConfig) -> planning.Plan | elastic_planning.Plan:
     """What the configuration asks for, opened but not loaded, and what it will take."""
     if allocated.begins_with_structure(config) and not config.get("allocation"):
-        return elastic_planning.plan(allocated.search_config(config, allocated.FIRST))
+        return elastic_planning.plan(allocated.search_config(config, STRUCTURE))
     config, _ = allocated.with_structure(config)
     return _plan(config)
 

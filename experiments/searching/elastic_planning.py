@@ -46,11 +46,7 @@ class Plan:
         """Refuse a search that memory will not hold; raises UserError with the numbers."""
         memory = hardware.Hardware(**self.plain["hardware"]).assumed_memory()
         hardware.require(self.estimate, memory=memory, folder=folder)
-        console.print(
-            f"about {hardware.duration(self.estimate.total_seconds)}, "
-            f"{hardware.gigabytes(self.estimate.peak)} of memory: {folder}",
-            soft_wrap=True,
-        )
+        hardware.announce(self.estimate, folder)
 
     def show(self) -> None:
         """Print the estimate."""

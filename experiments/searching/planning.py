@@ -41,11 +41,7 @@ class Plan:
         """Refuse a search that memory will not hold; raises UserError with the numbers."""
         found, memory = self._estimate(self.used), self.hardware.assumed_memory()
         hardware.require(found, memory=memory, folder=folder, alternatives=self._fewer())
-        console.print(
-            f"about {hardware.duration(found.total_seconds)}, {hardware.gigabytes(found.peak)} of "
-            f"memory: {folder}",
-            soft_wrap=True,
-        )
+        hardware.announce(found, folder)
 
     def show(self) -> None:
         """Print the estimate."""

@@ -4,6 +4,7 @@ hc_smoe.yaml name.
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -129,9 +130,7 @@ def hc_smoe(*, experts: int | None = None, fraction: float | int = 0.25) -> Merg
 
 def _contributions(block: Block, flow: Flow) -> tuple[contributions.Contribution | None, Flow]:
     """What each expert adds; of a block without experts, nothing."""
-    *stages, last = block.stages()
-    for stage in stages:
-        flow = stage(flow)
+    flow, last = _before_last(block, flow)
     found = None
     if isinstance(block, MixtureBlock):
         assert flow.routing is not None
@@ -142,9 +141,7 @@ def _contributions(block: Block, flow: Flow) -> tuple[contributions.Contribution
 
 def _outputs(block: Block, flow: Flow) -> tuple[clustering.Outputs | None, Flow]:
     """What each expert gives for every token; of a block without experts, nothing."""
-    *stages, last = block.stages()
-    for stage in stages:
-        flow = stage(flow)
+    flow, last = _before_last(block, flow)
     found = None
     if isinstance(block, MixtureBlock):
         assert flow.routing is not None and flow.mixed is not None
@@ -158,6 +155,14 @@ def _outputs(block: Block, flow: Flow) -> tuple[clustering.Outputs | None, Flow]
         y = jax.lax.map(given, jnp.arange(experts.count))
         found = clustering.observe(y, flow.routing.counts)
     return found, _passed(last(flow))
+
+
+def _before_last(block: Block, flow: Flow) -> tuple[Flow, Callable[[Flow], Flow]]:
+    """What enters a block's last stage, and that stage."""
+    *stages, last = block.stages()
+    for stage in stages:
+        flow = stage(flow)
+    return flow, last
 
 
 def _passed(flow: Flow) -> Flow:

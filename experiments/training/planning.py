@@ -55,11 +55,7 @@ class Plan:
         machine = hardware.Hardware(**resolved(self.config)["hardware"])
         memory, found = machine.assumed_memory(), self.estimate
         hardware.require(found, memory=memory, folder=folder)
-        console.print(
-            f"about {hardware.duration(found.total_seconds)}, {hardware.gigabytes(found.peak)} of "
-            f"memory, {hardware.gigabytes(found.disk)} of disk: {folder}",
-            soft_wrap=True,
-        )
+        hardware.announce(found, folder)
 
     def show(self) -> None:
         """Print which parameters are learned by which optimizer, and the estimate."""
