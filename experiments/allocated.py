@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.first import STRUCTURE, first, settings
+from experiments.searching.tables import seconds
 from experiments.structures.once_for_all import TARGET, subnetwork_node
 
 # What conf/search.yaml has, all of it a compression's own.
@@ -36,7 +37,7 @@ def with_rules(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     identity, search = _made(search_config(config))
     ruled = OmegaConf.merge(config, {"rules": [*config.rules, *search["rules"]]})
     assert isinstance(ruled, DictConfig)
-    kept = ("rules", "score", "bound", "totals", "sparsity")
+    kept = ("rules", "score", "bound", "totals", "sparsity", "seconds")
     said = {key: search[key] for key in kept if key in search}
     return ruled, {**first, "search": {"identity": identity, **said}}
 
@@ -63,4 +64,5 @@ def _made(asked: DictConfig) -> tuple[str, dict[str, Any]]:
         "search", asked, dry_run=asked.dry_run, doing="searching first",
         missing="a search: run python -m experiments.search with the same settings first",
     )  # fmt: skip
-    return done.record["identity"], done.record["search"]
+    found = done.record["search"] | {"seconds": seconds(done.record)}
+    return done.record["identity"], found

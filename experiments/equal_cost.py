@@ -2,7 +2,8 @@
 multiplications of a token. A table and a picture, from records.
 
 A kind is what was done: blocks or channels cut, weights set to zero, of low rank, quantized, one
-after another, then trained. Within a budget each kind is shown by the best of its recorded runs.
+after another, layer by layer as a search chose, then trained. Within a budget each kind is shown by
+the best of its recorded runs.
 """
 
 import hashlib
@@ -22,10 +23,14 @@ from experiments.recipes import steps
 from experiments.report import Record, grid, label, labels
 
 CUTS, ROUNDS, QUANTIZED = "experiments.structures", "algorithms.quantization", "quantized"
+SEARCHED = "searched"
 KINDS = {CUTS: "cut", "algorithms.pruning": "sparse", "algorithms.low_rank": "low rank",
          ROUNDS: QUANTIZED}  # fmt: skip
 BYTES, WORK = "bytes", "multiplications"
-BUDGETS = {BYTES: (0.8, 0.65, 0.5, 0.42, 0.38, 0.34), WORK: (0.9, 0.8, 0.7, 0.6, 0.5)}
+BUDGETS = {
+    BYTES: (0.8, 0.65, 0.5, 0.42, 0.38, 0.34, 0.29, 0.26, 0.24),
+    WORK: (0.9, 0.8, 0.7, 0.6, 0.5),
+}
 HALF = 16  # bits of a number of the model as it is
 type Costs = Mapping[str, float | None]  # as parts of the model's own
 
@@ -37,8 +42,15 @@ def kind(record: Record) -> str:
     if any(step.get("format") or step.get("factors") for step in recipe if _keeps_numbers(step)):
         packages.add(ROUNDS)  # numbers that stay, or factors, are codes too
     found = [word for package, word in KINDS.items() if package in packages]
+    searched = [SEARCHED] if is_searched(record) else []
     trained = ["trained"] if record["command"] == "train" else []
-    return ", ".join([*found, *trained]) or "as it is"
+    return ", ".join([*found, *searched, *trained]) or "as it is"
+
+
+def is_searched(record: Record) -> bool:
+    """Whether layers or the structure got what a search chose."""
+    nodes = [record["config"].get(step) or {} for step in ("allocation", "structure")]
+    return any("budgets" in node for node in nodes) or "subnetwork" in record
 
 
 def _keeps_numbers(step: Mapping[str, Any]) -> bool:
@@ -53,7 +65,7 @@ def costs(records: Sequence[Record]) -> list[Costs]:
     """
     sizes = [record["footprint"] for record in records]
     whole = max((size["parameters"] for size in sizes), default=0)
-    rounded = [kind(record) == QUANTIZED for record in records]
+    rounded = [kind(record).removesuffix(f", {SEARCHED}") == QUANTIZED for record in records]
     said = [size.get("multiplications") for size in sizes]
     all_work = next((own for own, plain in zip(said, rounded, strict=True) if own and plain), None)
     found = list[Costs]()

@@ -1,5 +1,6 @@
 """Search for what each layer should get, within budgets: python -m experiments.search --help"""
 
+import time
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,7 +15,7 @@ from experiments.progress import console
 from experiments.runs import run as runs
 from experiments.runs.first import STRUCTURE
 from experiments.searching import elastic_planning, measuring, planning
-from experiments.searching.tables import measured_before
+from experiments.searching.tables import Measured, measured_before
 
 
 def run(config: DictConfig) -> runs.Run:
@@ -69,25 +70,38 @@ def _run(config: DictConfig, at: runs.Place) -> runs.Run:
     if before is None:
         plan.require(at.folder)
     with runs.begin(at) as run:
+        last = time.perf_counter()
 
         def report(layer: int, rows: list[dict[str, Any]]) -> None:
-            run.note("measured", layer=layer, rows=rows, peak_memory=memory.peak())
+            nonlocal last
+            now = time.perf_counter()
+            run.note(
+                "measured", layer=layer, rows=rows, seconds=now - last, peak_memory=memory.peak()
+            )
+            last = now
 
         if before is None:
-            known = {entry["layer"]: entry["rows"] for entry in run.journal.entries("measured")}
+            entries = list(run.journal.entries("measured"))
+            known = {entry["layer"]: entry["rows"] for entry in entries}
+            seconds = sum(entry.get("seconds", 0.0) for entry in entries)
         else:
-            known = before.rows
+            known, seconds = before.rows, before.seconds
             console.print(f"measured already, by the search {before.identity[:12]}")
         with run.recorder.phase("search"):
             rows = measuring.measure(plan.job, known, report)
+        seconds += run.recorder.seconds["search"]
         with run.recorder.phase("solve"):
             found = plan.solve(rows)
         return run.finish(
             model=plan.job.source.facts(),
             data=data_facts(plan.windows) | {"searched": plan.used},
-            search=found | ({} if before is None else {"measured_by": before.identity}),
+            search=found | {"seconds": seconds} | _measured_by(before),
             estimate=plan.facts(),
         )
+
+
+def _measured_by(before: Measured | None) -> dict[str, str]:
+    return {} if before is None else {"measured_by": before.identity}
 
 
 def table(search: dict[str, Any]) -> Table:

@@ -14,7 +14,7 @@ A document names what it shows between markers, and the text between them is rep
     published=A,B     what sources report of the methods of these pages, side by side
     reported=PAGE     what sources report of a training method
     map=WHAT          taxonomy or timeline of all pages; comparison of all runs, also at equal
-                      costs; or the peers
+                      costs; what was searched beside what was not; or the peers
     benchmark=NAME    the benchmark of that name
     race=NAME         the race of optimizers in the benchmark of that name
     kernels=NAME      what `python -m kernels.bench` recorded of an operation
@@ -32,7 +32,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import benchmark_report, equal_cost, kernel_report, plots, records, task_scores
+from experiments import (
+    benchmark_report,
+    equal_cost,
+    kernel_report,
+    plots,
+    records,
+    searched,
+    task_scores,
+)
 from experiments.configuration import did_you_mean
 from experiments.entry import guarded
 from experiments.errors import UserError
@@ -285,11 +293,13 @@ def _map(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
         return maps.comparison(survey.embedded())
     if what == "costs":
         return equal_cost.markdown(survey.sized())
+    if what == "searched":
+        return searched.markdown(survey.sized())
     if what == "peers":
         return maps.peers(survey.embedded(), survey.peers)
     drawn = {"taxonomy": maps.taxonomy, "timeline": maps.timeline}
     if what not in drawn:
-        known = [*drawn, "comparison", "peers", "costs"]
+        known = [*drawn, "comparison", "peers", "costs", "searched"]
         raise UserError(f"{where} asks for map={what}{did_you_mean(what, known)}")
     return drawn[what](survey.pages)
 

@@ -14,6 +14,12 @@ from experiments.searching.walks import Row
 class Measured(NamedTuple):
     identity: str  # of the search that did
     rows: dict[int, list[Row]]
+    seconds: float  # that it took
+
+
+def seconds(record: Mapping[str, Any]) -> float:
+    """What it took to fill a search's table, whichever search did."""
+    return record["search"].get("seconds", record["seconds"]["search"])
 
 
 def measured_before(at: runs.Place) -> Measured | None:
@@ -45,7 +51,7 @@ def _measured(path: Any, asked: str, config: Mapping[str, Any]) -> Measured | No
         )
     wanted = {name for name, value in config["allocation"]["budgets"].items() if value is not None}
     costs = {"bytes", *next(iter(rows.values()))[0]}  # bytes are bits
-    return Measured(record["identity"], rows) if wanted <= costs else None
+    return Measured(record["identity"], rows, seconds(record)) if wanted <= costs else None
 
 
 def _without_budgets(config: Mapping[str, Any]) -> str | None:

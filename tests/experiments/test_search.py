@@ -128,6 +128,7 @@ def test_a_compression_begins_with_its_search(config, tmp_path, capsys):
     direct = search.run(config(*given, name="search"))
     assert done.record["search"]["identity"] == direct.record["identity"]
     assert done.record["search"]["rules"] == direct.record["search"]["rules"]
+    assert done.record["search"]["seconds"] == direct.record["search"]["seconds"]
     assert capsys.readouterr().err.count("searching first") == 1
     recipe = Checkpoint(done.checkpoint).description["recipe"]
     assert [step["match"] for step in recipe[1:]][0] == ".*attention.q" and len(recipe) == 10
@@ -161,7 +162,7 @@ def test_an_interrupted_search_goes_on(config, monkeypatch, score):
     journal = [e["layer"] for e in runs.Journal(done.folder).entries("measured")]
     assert sorted(journal) == [0, 1] and len(journal) == 2
     undisturbed = search.run(config(*given, "again=true", name="search")).record["search"]
-    timed = {"solver_seconds"}
+    timed = {"seconds", "solver_seconds"}
     assert {k: v for k, v in done.record["search"].items() if k not in timed} == {
         k: v for k, v in undisturbed.items() if k not in timed
     }
@@ -175,6 +176,7 @@ def test_other_budgets_need_no_other_table(config, monkeypatch):
     narrow = searched(config, score, "allocation.budgets.bits=4.5")
     assert "measured_by" not in wide and len(narrow["measured_by"]) == 64
     assert [unit["score"] for unit in narrow["units"]] == [u["score"] for u in wide["units"]]
+    assert narrow["seconds"] >= wide["seconds"] > 0  # the table is part of what it took
     assert narrow["totals"]["bits"] <= 4.5 < wide["totals"]["bits"]
     for other in (["allocation.budgets.seconds=9"], ["seed=1"], ["allocation.windows=1"]):
         with pytest.raises(TypeError, match="not callable"):
