@@ -6,7 +6,7 @@ Letters: e experts, R rows of all experts, n rows of one.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,19 +83,19 @@ def solve(w: Float[Array, "e o i"], stats, key, *, method: LayerwiseMethod) -> E
     return ExpertsTensor(jax.lax.map(one, (w, stats, keys), batch_size=AT_ONCE))
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def error(w, approximation, stats, *, method: LayerwiseMethod) -> Float[Array, ""]:
+@functools.partial(jax.jit, static_argnames="of")
+def error(w, approximation, stats, *, of: Callable[..., Any]) -> Float[Array, ""]:
     """The largest of the experts'."""
 
     def one(args):
-        return method.error(*args)
+        return of(*args)
 
     return jax.lax.map(one, (w, approximation, stats), batch_size=AT_ONCE).max()
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def notes(stats, method: LayerwiseMethod) -> dict[str, Array]:
-    """What the method notes of each, added up."""
-    if method.notes is None:
+@functools.partial(jax.jit, static_argnames="of")
+def notes(stats, *, of: Callable[..., Any] | None) -> dict[str, Array]:
+    """What a method notes of each, added up."""
+    if of is None:
         return {}
-    return {name: each.sum() for name, each in jax.vmap(method.notes)(stats).items()}
+    return {name: each.sum() for name, each in jax.vmap(of)(stats).items()}

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 from algorithms import mixtures, surgery
 from algorithms.layerwise import LayerwiseMethod, SiteTransform, Statistics, add
 from algorithms.modules import CompressedExperts, CompressedLinear
-from algorithms.tensors import CompressedTensor, DenseTensor, ExpertsTensor
+from algorithms.tensors import CompressedTensor, DenseTensor, ExpertsTensor, SparseTensor
+from algorithms.tensors.sparse import known
 
 Block = Any  # an nnx.Module with `sites` (name, readers) and `stages()`, as in `models.decoder`
 MethodOf = Callable[[str], LayerwiseMethod | None]  # by module path; None: the layer stays dense
@@ -138,7 +139,7 @@ def _compress_site(
         tensors, error = _compress(block, site, paths, stats, own, method, replace=replace)
         found.tensors.update(tensors)
         found.errors.append(error)
-        notes = (mixtures.notes if site.experts else _notes)(stats, method)
+        notes = (mixtures.notes if site.experts else _notes)(stats, of=method.notes)
         found.notes.update({k: float(value) for k, value in notes.items()})
     return found
 
@@ -218,16 +219,36 @@ def unpack_layers(block: nnx.Module, dtype: Any = jnp.float32) -> None:
             module.weight.set_value(unpack(module.tensor, dtype=dtype))
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
 def unpack(tensor: Any, *, dtype: Any) -> Any:
     """`tensor.unpacked(dtype)` as one program of its own, not fused into whatever uses it."""
+    return _unpacked(_padded(tensor), dtype=dtype)
+
+
+def dense(tensor: Any, *, dtype: Any) -> Float[Array, "*e o i"]:
+    """`tensor.dequantize(dtype)` as one program of its own."""
+    return _dense(_padded(tensor), dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _unpacked(tensor, *, dtype):
     return tensor.unpacked(dtype)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def dense(tensor: Any, *, dtype: Any) -> Float[Array, "*e o i"]:
-    """`tensor.dequantize(dtype)` as one program of its own."""
+def _dense(tensor, *, dtype):
     return tensor.dequantize(dtype)
+
+
+def _padded(tensor: Any) -> Any:
+    """So that layers with sparsities of their own share programs."""
+
+    def sparse(part: Any) -> bool:
+        return isinstance(part, SparseTensor)
+
+    return jax.tree.map(
+        lambda part: part.padded() if sparse(part) and known(part.values) else part,
+        tensor, is_leaf=sparse,
+    )  # fmt: skip
 
 
 def grouped(rows: Mapping[str, int], method_of: Callable[[str], Any]) -> list[tuple[Any, list]]:
@@ -261,7 +282,7 @@ def _compress(block, site, paths: list[str], stats, key, method: LayerwiseMethod
         for layer in layers:
             surgery.release_weight(layer)
     tensor = solve(w, stats, key, method=method)
-    error = float(measure(w, dense(tensor, dtype=w.dtype), stats, method=method))
+    error = float(measure(w, dense(tensor, dtype=w.dtype), stats, of=method.error))
     if not math.isfinite(error):
         raise NotFiniteError(explain(site.name, paths, error, w, stats))
     pieces = tensor.split([surgery.weight_shape(layer)[-2] for layer in layers])
@@ -328,14 +349,14 @@ def _scale(w, stats, *, transform: SiteTransform):
     return transform.scale(w, stats)
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _error(w, approximation, stats, *, method: LayerwiseMethod):
-    return method.error(w, approximation, stats)
+@functools.partial(jax.jit, static_argnames="of")
+def _error(w, approximation, stats, *, of: Callable[..., Any]):
+    return of(w, approximation, stats)
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _notes(stats, method: LayerwiseMethod) -> dict[str, Array]:
-    return {} if method.notes is None else method.notes(stats)
+@functools.partial(jax.jit, static_argnames="of")
+def _notes(stats, *, of: Callable[..., Any] | None) -> dict[str, Array]:
+    return {} if of is None else of(stats)
 
 
 def explain(

@@ -8,6 +8,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from algorithms.numerics import running_count
 from algorithms.tensors import BlockSparseTensor, QuantizedTensor, SparseTensor
 from algorithms.tensors.block_sparse import sparse_blocks
 
@@ -37,7 +38,7 @@ def top(scores: Float[Array, "*b n"], count: Int[Array, "*#b"] | int) -> Bool[Ar
 
     least = lax.fori_loop(0, bits, digit, jnp.zeros((*scores.shape[:-1], 1), ranked.dtype))
     above, equal = ranked > least, ranked == least
-    return above | (equal & (jnp.cumsum(equal, -1) <= wanted - above.sum(-1, keepdims=True)))
+    return above | (equal & (running_count(equal) <= wanted - above.sum(-1, keepdims=True)))
 
 
 def _ordered(x: Float[Array, "*b n"]) -> Array:

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from algorithms.elements import Element
+from algorithms.numerics import running_count
 from algorithms.tensors.base import CompressedTensor, spans
 from algorithms.tensors.quantized import QuantizedTensor
 from kernels import packing
@@ -123,8 +124,22 @@ class SparseTensor(CompressedTensor):
 
     def _spread(self, values: Array) -> Array:
         mask = self.alive()
-        at = jnp.cumsum(mask.reshape(-1)).reshape(mask.shape) - 1
+        at = running_count(mask.reshape(-1)).reshape(mask.shape) - 1
         return values[jnp.maximum(at, 0)] if self.count else jnp.zeros(mask.shape, values.dtype)
+
+    def padded(self) -> "SparseTensor":
+        """The same weights, with room for as many values as there are entries: a program that
+        unpacks it serves whatever is left. Not to be stored.
+        """
+        entries = self.mask.shape[-2] * self.columns
+        width = entries
+        if self.element is not None:
+            width = packing.packed_width(entries, self.element.bits)
+        values = np.asarray(self.values)  # on the host: padding compiles nothing
+        widths = [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]
+        return dataclasses.replace(
+            self, values=np.pad(values, widths), count=entries, row_count=None
+        )
 
     def _with_codes(self, codes: Array) -> QuantizedTensor:
         assert self.element is not None
@@ -170,4 +185,6 @@ def _packed(mask: Bool[Array, "o i"]) -> Array:
 
 def _gathered(x: Array, mask: Bool[Array, "o i"], count: int) -> Array:
     """[n]: the entries of a mask, row by row."""
-    return x.reshape(-1)[jnp.flatnonzero(mask.reshape(-1), size=count, fill_value=0)]
+    alive = mask.reshape(-1)
+    at = jnp.where(alive, running_count(alive) - 1, count)
+    return jnp.zeros((count,), x.dtype).at[at].set(x.reshape(-1), mode="drop")
