@@ -8,13 +8,14 @@ Of each block of columns the cheapest go, in a block of the matrix or in each `b
 columns of a row (N:M), chosen when the walk gets there. Then column by column
     ŵ_j = w_j where it stays, or its nearest point of a format, else 0
     e_j = (w_j - ŵ_j) / U_jj,   W <- W - e_j U_j,:
+As GPTQ may, it takes the most active columns first: what they lose, most others can make up for.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from algorithms import hessian
 from algorithms.formats import Format, Grid
@@ -31,6 +32,10 @@ class SparseGPTConfig:
 
     pattern: Pattern = Pattern()
     format: Format | None = None  # None: numbers, stored as `dtype`
+    refit: bool = (
+        True  # ranges from what the walk leaves without a format; else from the original W
+    )
+    activation_order: bool = True  # columns with the largest diag(H) first; of N:M blocks of M
     damping: float = 0.01  # λ as a fraction of mean(diag(X Xᵀ))
     block_size: int = 128  # columns of a lazy update, and among which weights are compared
     dtype: str = "float16"
@@ -57,6 +62,8 @@ def sparsegpt(
     keep: int | None = None,
     block: int | None = None,
     format: Format | None = None,
+    refit: bool = True,
+    activation_order: bool = True,
     damping: float = 0.01,
     block_size: int = 128,
     dtype: str = "float16",
@@ -68,8 +75,8 @@ def sparsegpt(
     one. Raises ValueError for settings outside their ranges.
     """
     config = SparseGPTConfig(
-        pattern=Pattern(sparsity=sparsity, keep=keep, block=block), format=format,
-        damping=damping, block_size=block_size, dtype=dtype,
+        pattern=Pattern(sparsity=sparsity, keep=keep, block=block), format=format, refit=refit,
+        activation_order=activation_order, damping=damping, block_size=block_size, dtype=dtype,
     )  # fmt: skip
 
     def compress(w: Float[Array, "o i"], stats: HessianStats) -> CompressedTensor:
@@ -90,26 +97,51 @@ def prune_weight(
     pattern.require(i)
     dead = jnp.diag(h) == 0  # inputs that are always zero: their weights are free
     w, gram = jnp.where(dead, 0, w), h
-    u = hessian.inverse_factor(h + jnp.diag(dead.astype(h.dtype)), config.damping)
-    grid = None if format is None else format.fit(w, gram)
+    order = _order(h, config)
+    h = h + jnp.diag(dead.astype(h.dtype))
+    u = hessian.inverse_factor(h[order][:, order], config.damping)
 
-    found, mask = _walk(w.T, u, grid, config)
+    def walk(grid: Grid | None, config: SparseGPTConfig):
+        both = _walk(w.T[order], u, order, grid, config)
+        return [jnp.zeros_like(x).at[order].set(x).T for x in both]
+
+    grid = None
+    if format is not None:
+        # What stays has grown, to stand in for what went.
+        left = walk(None, dataclasses.replace(config, format=None))[0] if config.refit else w
+        grid = format.fit(left, gram)
+    found, mask = walk(grid, config)
     singular = jnp.logical_not(jnp.isfinite(u).all())
     b = config.columns(i)
     count = sum(pattern.kept(o * min(b, i - start)) for start in range(0, i, b))
     if format is None or grid is None:
-        values = jnp.where(singular, jnp.nan, found.T)
-        return pattern.tensor(values, mask.T, count=count, dtype=config.dtype)
-    return pattern.tensor(format.tensor(found.T, grid.void(singular)), mask.T, count=count)
+        values = jnp.where(singular, jnp.nan, found)
+        return pattern.tensor(values, mask, count=count, dtype=config.dtype)
+    return pattern.tensor(format.tensor(found, grid.void(singular)), mask, count=count)
 
 
-def _walk(w: Float[Array, "i o"], u: Float[Array, "i i"], grid: Grid | None, config):
-    """Over W's columns, given as rows: what stays of each or its codes, and which do; [i, o]."""
+def _order(h: Float[Array, "i i"], config: SparseGPTConfig) -> Int[Array, " i"]:
+    """The columns as the walk takes them. Those of one block of N:M stay together."""
+    i, together = len(h), config.pattern.block or 1
+    if not config.activation_order:
+        return jnp.arange(i)
+    busiest = jnp.argsort(-jnp.diag(h).reshape(-1, together).sum(1))
+    return (busiest[:, None] * together + jnp.arange(together)).reshape(-1)
+
+
+def _walk(
+    w: Float[Array, "i o"], u: Float[Array, "i i"], order: Int[Array, " i"], grid: Grid | None,
+    config: SparseGPTConfig,
+):  # fmt: skip
+    """Over W's columns, given as rows: what stays of each or its codes, and which do; [i, o].
+
+    order: which columns of the grid they are.
+    """
     (i, o), b, format = w.shape, config.columns(len(w)), config.format
     scale, zero = (jnp.ones((1, o), w.dtype), jnp.zeros((1, o), w.dtype))
     if format is not None:
         scale, zero = (table.T for table in format.spread(grid, w.T))
-    group = jnp.arange(i) // (i // len(scale))
+    group = order // (i // len(scale))
     # Columns beyond the last, so that blocks are whole: they are chosen first, and change nothing.
     more = -i % b
     w, group = jnp.pad(w, [(0, more), (0, 0)]), jnp.pad(group, (0, more))
