@@ -6,6 +6,7 @@ after another, layer by layer as a search chose, then trained. Within a budget e
 the best of its recorded runs.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -18,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from experiments.entry import resolved
+from experiments.papers.lookup import Run, compose
 from experiments.plots import MARKERS, SHOWN, Point, front_of, save
 from experiments.recipes import steps
 from experiments.report import Record, grid, label, labels
@@ -37,7 +40,7 @@ type Costs = Mapping[str, float | None]  # as parts of the model's own
 
 def kind(record: Record) -> str:
     """What was done to the model, by its recipe: "cut, quantized, trained"."""
-    recipe = [step for step in record.get("recipe") or steps(record["config"]) if step]
+    recipe = [step for step in record.get("recipe") or _steps(record["config"]) if step]
     packages = {step.get("_target_", "").rpartition(".")[0].rpartition(".")[0] for step in recipe}
     if any(step.get("format") or step.get("factors") for step in recipe if _keeps_numbers(step)):
         packages.add(ROUNDS)  # numbers that stay, or factors, are codes too
@@ -51,6 +54,19 @@ def is_searched(record: Record) -> bool:
     """Whether layers or the structure got what a search chose."""
     nodes = [record["config"].get(step) or {} for step in ("allocation", "structure")]
     return any("budgets" in node for node in nodes) or "subnetwork" in record
+
+
+def _steps(config: Mapping[str, Any]) -> Sequence[Any]:
+    """Of a compression, or of the one that a training begins with."""
+    model = config.get("model") or {}
+    if model.get("command") == "compress":
+        return _composed_steps(tuple(model["overrides"]))
+    return steps(config)
+
+
+@functools.cache
+def _composed_steps(overrides: tuple[str, ...]) -> Sequence[Any]:
+    return steps(resolved(compose(Run("compress", overrides))))
 
 
 def _keeps_numbers(step: Mapping[str, Any]) -> bool:

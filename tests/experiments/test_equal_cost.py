@@ -42,6 +42,9 @@ def test_a_kind_is_what_was_done(records):
     recipe = [records[4]["config"]["structure"]]
     trained = records[4] | {"command": "train", "recipe": recipe}
     assert equal_cost.kind(trained) == "cut, trained"
+    model = {"command": "compress", "overrides": ["structure=shortgpt", "algorithm=none"]}
+    trained = {"command": "train", "config": {"model": model}}
+    assert equal_cost.kind(trained) == "cut, trained"
 
 
 def test_costs_are_parts_of_the_whole_model(records):
