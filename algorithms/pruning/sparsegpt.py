@@ -8,7 +8,7 @@ Of each block of columns the cheapest go, in a block of the matrix or in each `b
 columns of a row (N:M), chosen when the walk gets there. Then column by column
     ŵ_j = w_j where it stays, or its nearest point of a format, else 0
     e_j = (w_j - ŵ_j) / U_jj,   W <- W - e_j U_j,:
-As GPTQ may, it takes the most active columns first: what they lose, most others can make up for.
+Points are of ranges of what the same walk leaves without rounding: what stays has grown.
 """
 
 import dataclasses
@@ -32,10 +32,8 @@ class SparseGPTConfig:
 
     pattern: Pattern = Pattern()
     format: Format | None = None  # None: numbers, stored as `dtype`
-    refit: bool = (
-        True  # ranges from what the walk leaves without a format; else from the original W
-    )
-    activation_order: bool = True  # columns with the largest diag(H) first; of N:M blocks of M
+    ranges: str | None = None  # of the format: of what the walk leaves without it; "original": of W
+    order: str | None = None  # of columns: as they are; "activation": the largest diag(H) first
     damping: float = 0.01  # λ as a fraction of mean(diag(X Xᵀ))
     block_size: int = 128  # columns of a lazy update, and among which weights are compared
     dtype: str = "float16"
@@ -43,6 +41,10 @@ class SparseGPTConfig:
     def __post_init__(self) -> None:
         if self.damping < 0:
             raise ValueError(f"damping={self.damping} must not be negative.")
+        if self.ranges not in (None, "original"):
+            raise ValueError(f"ranges={self.ranges!r} must be original or null.")
+        if self.order not in (None, "activation"):
+            raise ValueError(f"order={self.order!r} must be activation or null.")
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size} must be positive.")
         if self.format is not None and self.format.rows != 1:
@@ -62,8 +64,8 @@ def sparsegpt(
     keep: int | None = None,
     block: int | None = None,
     format: Format | None = None,
-    refit: bool = True,
-    activation_order: bool = True,
+    ranges: str | None = None,
+    order: str | None = None,
     damping: float = 0.01,
     block_size: int = 128,
     dtype: str = "float16",
@@ -71,12 +73,14 @@ def sparsegpt(
     """Remove the fraction `sparsity` of a layer, or all but `keep` of each `block`, and have what
     stays make up for it.
 
-    format: what those that stay are rounded to in the same walk. dtype: how they are stored without
-    one. Raises ValueError for settings outside their ranges.
+    format: what those that stay are rounded to in the same walk, with ranges of what it leaves
+    without rounding, or of the "original" weights. dtype: how they are stored without a format.
+    order: "activation" takes the most active columns first. Raises ValueError for settings outside
+    their ranges.
     """
     config = SparseGPTConfig(
-        pattern=Pattern(sparsity=sparsity, keep=keep, block=block), format=format, refit=refit,
-        activation_order=activation_order, damping=damping, block_size=block_size, dtype=dtype,
+        pattern=Pattern(sparsity=sparsity, keep=keep, block=block), format=format, ranges=ranges,
+        order=order, damping=damping, block_size=block_size, dtype=dtype,
     )  # fmt: skip
 
     def compress(w: Float[Array, "o i"], stats: HessianStats) -> CompressedTensor:
@@ -107,9 +111,8 @@ def prune_weight(
 
     grid = None
     if format is not None:
-        # What stays has grown, to stand in for what went.
-        left = walk(None, dataclasses.replace(config, format=None))[0] if config.refit else w
-        grid = format.fit(left, gram)
+        alone = dataclasses.replace(config, format=None)
+        grid = format.fit(w if config.ranges else walk(None, alone)[0], gram)
     found, mask = walk(grid, config)
     singular = jnp.logical_not(jnp.isfinite(u).all())
     b = config.columns(i)
@@ -123,7 +126,7 @@ def prune_weight(
 def _order(h: Float[Array, "i i"], config: SparseGPTConfig) -> Int[Array, " i"]:
     """The columns as the walk takes them. Those of one block of N:M stay together."""
     i, together = len(h), config.pattern.block or 1
-    if not config.activation_order:
+    if config.order is None:
         return jnp.arange(i)
     busiest = jnp.argsort(-jnp.diag(h).reshape(-1, together).sum(1))
     return (busiest[:, None] * together + jnp.arange(together)).reshape(-1)

@@ -16,8 +16,6 @@ from algorithms.pruning.wanda import wanda
 from algorithms.tensors import BlockSparseTensor, SparseTensor
 from tests.algorithms.pruning import sparsegpt_official as official
 
-GIVEN = {"activation_order": False}  # columns as they come, as there
-
 
 def layer(seed=0, o=24, i=40, n=200):
     """Correlated inputs of different spread, as activations are."""
@@ -52,14 +50,10 @@ def test_sparsegpt_is_the_official_code(x64, dead, block_size):
     blocks = [min(block_size, 40 - start) for start in range(0, 40, block_size)]
     expected = official.sparsegpt(w, h, sparsity=0.5, blocksize=block_size)
     assert (expected == 0).sum() == sum(24 * b // 2 + 1 for b in blocks)
-    method = sparsegpt(
-        **GIVEN, sparsity=0.5 + 1 / 24 / blocks[0], block_size=block_size, dtype="float64"
-    )
+    method = sparsegpt(sparsity=0.5 + 1 / 24 / blocks[0], block_size=block_size, dtype="float64")
     if len(set(blocks)) == 1:
         np.testing.assert_allclose(compressed(method, w, x).dequantize(), expected, atol=1e-9)
-    exact = compressed(
-        sparsegpt(**GIVEN, block_size=block_size, dtype="float64"), w, x
-    ).dequantize()
+    exact = compressed(sparsegpt(block_size=block_size, dtype="float64"), w, x).dequantize()
     assert (exact == 0).sum() == 24 * 40 // 2
     assert np.mean((np.asarray(exact) == 0) == (expected == 0)) > 0.9
 
@@ -71,7 +65,7 @@ def test_sparsegpt_of_blocks_is_the_official_code(x64, keep, of, block_size):
     expected = official.sparsegpt(
         w, x.T @ x, sparsity=0.5, prunen=of - keep, prunem=of, blocksize=block_size // of * of or of
     )
-    method = sparsegpt(**GIVEN, keep=keep, block=of, block_size=block_size, dtype="float64")
+    method = sparsegpt(keep=keep, block=of, block_size=block_size, dtype="float64")
     tensor = compressed(method, w, x)
     assert isinstance(tensor, BlockSparseTensor)
     np.testing.assert_allclose(tensor.dequantize(), expected, atol=1e-9)
@@ -86,7 +80,7 @@ def test_sparsegpt_with_a_format_is_the_official_code_with_a_quantizer(x64, keep
     chosen = {"sparsity": 0.5 + 1 / w.size} if keep is None else {"keep": keep, "block": of}
     ports = {} if keep is None else {"prunen": of - keep, "prunem": of}
     expected = official.sparsegpt(w, x.T @ x, sparsity=0.5, grid=numbers, **ports)
-    tensor = compressed(sparsegpt(**GIVEN, format=format, refit=False, **chosen), w, x)
+    tensor = compressed(sparsegpt(format=format, ranges="original", **chosen), w, x)
     np.testing.assert_allclose(tensor.dequantize(), expected, atol=1e-9)
     assert 4 * w.size / 2 < tensor.storage_bits() < 4 * w.size / 2 + w.size + 200 * len(w)
 
@@ -101,8 +95,8 @@ def test_activation_order_is_the_same_walk_over_columns_put_in_that_order(x64, p
     blocks = np.argsort(-(x**2).sum(0).reshape(-1, width).sum(1))
     order = (blocks[:, None] * width + np.arange(width)).reshape(-1)
     settings = {**pattern, "format": format, "block_size": 16, "dtype": "float64"}
-    found = compressed(sparsegpt(**settings), w, x).dequantize()
-    sorted_ = compressed(sparsegpt(**GIVEN, **settings), w[:, order], x[:, order]).dequantize()
+    found = compressed(sparsegpt(order="activation", **settings), w, x).dequantize()
+    sorted_ = compressed(sparsegpt(**settings), w[:, order], x[:, order]).dequantize()
     np.testing.assert_allclose(np.asarray(found)[:, order], sorted_, atol=1e-9)
 
 
@@ -129,7 +123,7 @@ def test_each_knows_more_than_the_one_before(pattern):
     w, x = layer(5)
     losses = [
         loss(w, compressed(method, jnp.float32(w), x).dequantize(), x)
-        for method in (sparsegpt(**GIVEN, **pattern), wanda(**pattern), magnitude(**pattern))
+        for method in (sparsegpt(**pattern), wanda(**pattern), magnitude(**pattern))
     ]
     assert losses[0] < 0.8 * losses[1] and losses[1] < 0.8 * losses[2]
 
@@ -157,7 +151,7 @@ def test_the_last_columns_take_up_what_least_squares_says(x64):
     w, x = layer(7, o=6, i=12)
     h = x.T @ x
     w[:, :4] *= 1e-3  # so that they are the ones that go
-    method = sparsegpt(**GIVEN, sparsity=1 / 3, damping=0.0, dtype="float64")
+    method = sparsegpt(sparsity=1 / 3, damping=0.0, dtype="float64")
     found = np.asarray(compressed(method, w, x).dequantize())
     assert not found[:, :4].any()
     expected = np.linalg.solve(h[4:, 4:], h[4:] @ w.T).T
@@ -207,6 +201,8 @@ def test_groups_that_cut_blocks_are_stored_by_their_bits():
         (lambda: magnitude(within="model"), "within='model' must be layer or row"),
         (lambda: sparsegpt(damping=-1.0), "damping=-1.0 must not be negative"),
         (lambda: sparsegpt(block_size=0), "block_size=0 must be positive"),
+        (lambda: sparsegpt(order="random"), "order='random' must be activation or null"),
+        (lambda: sparsegpt(ranges="mine"), "ranges='mine' must be original or null"),
         (lambda: sparsegpt(sparsity=1.5), "sparsity=1.5 must be from 0 to below 1"),
     ],
 )
