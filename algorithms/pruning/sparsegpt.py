@@ -8,7 +8,6 @@ Of each block of columns the cheapest go, in a block of the matrix or in each `b
 columns of a row (N:M), chosen when the walk gets there. Then column by column
     ŵ_j = w_j where it stays, or its nearest point of a format, else 0
     e_j = (w_j - ŵ_j) / U_jj,   W <- W - e_j U_j,:
-Points are of ranges of what the same walk leaves without rounding: what stays has grown.
 """
 
 import dataclasses
@@ -32,7 +31,6 @@ class SparseGPTConfig:
 
     pattern: Pattern = Pattern()
     format: Format | None = None  # None: numbers, stored as `dtype`
-    ranges: str | None = None  # of the format: of what the walk leaves without it; "original": of W
     order: str | None = None  # of columns: as they are; "activation": the largest diag(H) first
     damping: float = 0.01  # λ as a fraction of mean(diag(X Xᵀ))
     block_size: int = 128  # columns of a lazy update, and among which weights are compared
@@ -41,8 +39,6 @@ class SparseGPTConfig:
     def __post_init__(self) -> None:
         if self.damping < 0:
             raise ValueError(f"damping={self.damping} must not be negative.")
-        if self.ranges not in (None, "original"):
-            raise ValueError(f"ranges={self.ranges!r} must be original or null.")
         if self.order not in (None, "activation"):
             raise ValueError(f"order={self.order!r} must be activation or null.")
         if self.block_size < 1:
@@ -64,7 +60,6 @@ def sparsegpt(
     keep: int | None = None,
     block: int | None = None,
     format: Format | None = None,
-    ranges: str | None = None,
     order: str | None = None,
     damping: float = 0.01,
     block_size: int = 128,
@@ -73,13 +68,12 @@ def sparsegpt(
     """Remove the fraction `sparsity` of a layer, or all but `keep` of each `block`, and have what
     stays make up for it.
 
-    format: what those that stay are rounded to in the same walk, with ranges of what it leaves
-    without rounding, or of the "original" weights. dtype: how they are stored without a format.
-    order: "activation" takes the most active columns first. Raises ValueError for settings outside
-    their ranges.
+    format: what those that stay are rounded to in the same walk. dtype: how they are stored without
+    one. order: "activation" takes the most active columns first. Raises ValueError for settings
+    outside their ranges.
     """
     config = SparseGPTConfig(
-        pattern=Pattern(sparsity=sparsity, keep=keep, block=block), format=format, ranges=ranges,
+        pattern=Pattern(sparsity=sparsity, keep=keep, block=block), format=format,
         order=order, damping=damping, block_size=block_size, dtype=dtype,
     )  # fmt: skip
 
@@ -104,16 +98,10 @@ def prune_weight(
     order = _order(h, config)
     h = h + jnp.diag(dead.astype(h.dtype))
     u = hessian.inverse_factor(h[order][:, order], config.damping)
+    grid = None if format is None else format.fit(w, gram)
 
-    def walk(grid: Grid | None, config: SparseGPTConfig):
-        both = _walk(w.T[order], u, order, grid, config)
-        return [jnp.zeros_like(x).at[order].set(x).T for x in both]
-
-    grid = None
-    if format is not None:
-        alone = dataclasses.replace(config, format=None)
-        grid = format.fit(w if config.ranges else walk(None, alone)[0], gram)
-    found, mask = walk(grid, config)
+    walked = _walk(w.T[order], u, order, grid, config)
+    found, mask = (jnp.zeros_like(x).at[order].set(x).T for x in walked)
     singular = jnp.logical_not(jnp.isfinite(u).all())
     b = config.columns(i)
     count = sum(pattern.kept(o * min(b, i - start)) for start in range(0, i, b))

@@ -80,7 +80,7 @@ def test_sparsegpt_with_a_format_is_the_official_code_with_a_quantizer(x64, keep
     chosen = {"sparsity": 0.5 + 1 / w.size} if keep is None else {"keep": keep, "block": of}
     ports = {} if keep is None else {"prunen": of - keep, "prunem": of}
     expected = official.sparsegpt(w, x.T @ x, sparsity=0.5, grid=numbers, **ports)
-    tensor = compressed(sparsegpt(format=format, ranges="original", **chosen), w, x)
+    tensor = compressed(sparsegpt(format=format, **chosen), w, x)
     np.testing.assert_allclose(tensor.dequantize(), expected, atol=1e-9)
     assert 4 * w.size / 2 < tensor.storage_bits() < 4 * w.size / 2 + w.size + 200 * len(w)
 
@@ -202,7 +202,6 @@ def test_groups_that_cut_blocks_are_stored_by_their_bits():
         (lambda: sparsegpt(damping=-1.0), "damping=-1.0 must not be negative"),
         (lambda: sparsegpt(block_size=0), "block_size=0 must be positive"),
         (lambda: sparsegpt(order="random"), "order='random' must be activation or null"),
-        (lambda: sparsegpt(ranges="mine"), "ranges='mine' must be original or null"),
         (lambda: sparsegpt(sparsity=1.5), "sparsity=1.5 must be from 0 to below 1"),
     ],
 )
