@@ -130,7 +130,7 @@ def _walk(
     """
     (i, o), b, format = w.shape, config.columns(len(w)), config.format
     scale, zero = (jnp.ones((1, o), w.dtype), jnp.zeros((1, o), w.dtype))
-    if format is not None:
+    if format is not None and grid is not None:
         scale, zero = (table.T for table in format.spread(grid, w.T))
     group = order // (i // len(scale))
     # Columns beyond the last, so that blocks are whole: they are chosen first, and change nothing.
