@@ -23,8 +23,8 @@ from jaxtyping import Array, Float
 from algorithms import mixtures, surgery
 from algorithms.layerwise import LayerwiseMethod, SiteTransform, Statistics, add
 from algorithms.modules import CompressedExperts, CompressedLinear
-from algorithms.tensors import CompressedTensor, DenseTensor, ExpertsTensor, SparseTensor
-from algorithms.tensors.sparse import known
+from algorithms.tensors import CompressedTensor, DenseTensor, ExpertsTensor
+from algorithms.tensors.sparse import padded
 
 Block = Any  # an nnx.Module with `sites` (name, readers) and `stages()`, as in `models.decoder`
 MethodOf = Callable[[str], LayerwiseMethod | None]  # by module path; None: the layer stays dense
@@ -221,12 +221,12 @@ def unpack_layers(block: nnx.Module, dtype: Any = jnp.float32) -> None:
 
 def unpack(tensor: Any, *, dtype: Any) -> Any:
     """`tensor.unpacked(dtype)` as one program of its own, not fused into whatever uses it."""
-    return _unpacked(_padded(tensor), dtype=dtype)
+    return _unpacked(padded(tensor), dtype=dtype)
 
 
 def dense(tensor: Any, *, dtype: Any) -> Float[Array, "*e o i"]:
     """`tensor.dequantize(dtype)` as one program of its own."""
-    return _dense(_padded(tensor), dtype=dtype)
+    return _dense(padded(tensor), dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -237,18 +237,6 @@ def _unpacked(tensor, *, dtype):
 @functools.partial(jax.jit, static_argnames="dtype")
 def _dense(tensor, *, dtype):
     return tensor.dequantize(dtype)
-
-
-def _padded(tensor: Any) -> Any:
-    """So that layers with sparsities of their own share programs."""
-
-    def sparse(part: Any) -> bool:
-        return isinstance(part, SparseTensor)
-
-    return jax.tree.map(
-        lambda part: part.padded() if sparse(part) and known(part.values) else part,
-        tensor, is_leaf=sparse,
-    )  # fmt: skip
 
 
 def grouped(rows: Mapping[str, int], method_of: Callable[[str], Any]) -> list[tuple[Any, list]]:

@@ -80,28 +80,28 @@ def _run(config: DictConfig, at: runs.Place) -> runs.Run:
             )
             last = now
 
-        if before is None:
-            entries = list(run.journal.entries("measured"))
-            known = {entry["layer"]: entry["rows"] for entry in entries}
-            seconds = sum(entry.get("seconds", 0.0) for entry in entries)
-        else:
-            known, seconds = before.rows, before.seconds
-            console.print(f"measured already, by the search {before.identity[:12]}")
+        known = before or _so_far(run)
+        if known.identity:
+            console.print(f"measured already, by the search {known.identity[:12]}")
         with run.recorder.phase("search"):
-            rows = measuring.measure(plan.job, known, report)
-        seconds += run.recorder.seconds["search"]
+            rows = measuring.measure(plan.job, known.rows, report)
+        found: dict[str, Any] = {"seconds": known.seconds + run.recorder.seconds["search"]}
+        found |= {"measured_by": known.identity} if known.identity else {}
         with run.recorder.phase("solve"):
-            found = plan.solve(rows)
+            found |= plan.solve(rows)
         return run.finish(
             model=plan.job.source.facts(),
             data=data_facts(plan.windows) | {"searched": plan.used},
-            search=found | {"seconds": seconds} | _measured_by(before),
+            search=found,
             estimate=plan.facts(),
         )
 
 
-def _measured_by(before: Measured | None) -> dict[str, str]:
-    return {} if before is None else {"measured_by": before.identity}
+def _so_far(run: runs.OpenRun) -> Measured:
+    """What an interrupted attempt of this search measured."""
+    entries = list(run.journal.entries("measured"))
+    rows = {entry["layer"]: entry["rows"] for entry in entries}
+    return Measured(None, rows, sum(entry.get("seconds", 0.0) for entry in entries))
 
 
 def table(search: dict[str, Any]) -> Table:

@@ -174,6 +174,20 @@ class SparseTensor(CompressedTensor):
         return found
 
 
+def padded(tensor: Any) -> Any:
+    """A weight with every sparse one within it `padded`, where its numbers are known: layers with
+    sparsities of their own share programs.
+    """
+
+    def sparse(part: Any) -> bool:
+        return isinstance(part, SparseTensor)
+
+    return jax.tree.map(
+        lambda part: part.padded() if sparse(part) and known(part.values) else part,
+        tensor, is_leaf=sparse,
+    )  # fmt: skip
+
+
 def known(x: Any) -> bool:
     """Whether it is an array with numbers in it, not only its shape."""
     return isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer)

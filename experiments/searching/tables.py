@@ -12,7 +12,7 @@ from experiments.searching.walks import Row
 
 
 class Measured(NamedTuple):
-    identity: str  # of the search that did
+    identity: str | None  # of the search that did; None: the one that asks
     rows: dict[int, list[Row]]
     seconds: float  # that it took
 
