@@ -146,7 +146,7 @@ def solve(w: Any, stats: Any, key: Any, *, method: Any) -> Any:
     if isinstance(method, BlockwiseMethod):
         return tensor, approximation
     if w.ndim == 3:
-        return tensor, approximation, mixtures.error(w, approximation, stats, method=method)
+        return tensor, approximation, mixtures.error(w, approximation, stats, of=method.error)
     return tensor, approximation, method.error(w, approximation, stats)
 
 
