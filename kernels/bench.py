@@ -5,9 +5,14 @@ each of its real shapes: the kernel, the best XLA form and what they take the pl
 on random data that no cache holds, with the error against float64 beside each time. Rows go to
 `kernels/results/<device>.json` as they are measured; the same command leaves those of the same
 code alone, unless --again. `python -m experiments.survey` renders them.
+
+Most of its time is compilation, on one core: --part 1/8, --part 2/8, … started at once compile side
+by side, and measure one after another when all have compiled.
 """
 
 import argparse
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -17,8 +22,9 @@ import pkgutil
 import re
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +33,12 @@ import jax.numpy as jnp
 
 import kernels
 from kernels import dispatch
-from kernels.workload import Arrays, Cost, Workload, Workloads, distance, widened
+from kernels.workload import Arrays, Cost, Workload, Workloads, distance, shapes, widened
 
 RESULTS = Path(__file__).parent / "results"
 CACHED = 120_000_000  # bytes: more than any cache of the device keeps
 ROUNDS = 20
-BUDGET = 10.0  # seconds for all forms on one shape, beside their compilation
+BUDGET = 2.0  # seconds for all rounds of one shape
 LONGEST = 0.5  # seconds at the device's rates that one run may take: longer ones are left out
 EXACT = 2e12  # operations up to which a result is compared with one in float64, on an accelerator
 SQUARE = {"cpu": 1024, "cuda": 8192}  # of the products whose rate is measured
@@ -85,13 +91,17 @@ def rates() -> Rates:
     platform = dispatch.device().platform
     n = SQUARE.get(platform, 1024)
     x = jnp.ones(CACHED * (1 if platform == "cpu" else 8) // 4, jnp.float32)
-    copy = 2 * x.nbytes / _time([Form(lambda x: x + 1, lambda _: (x,))])[0]
+
+    def seconds(form: Form) -> float:
+        return _time([compiled(form)])[0]
+
+    copy = 2 * x.nbytes / seconds(Form(lambda x: x + 1, lambda _: (x,)))
     found = {}
     for unit in ("bfloat16", "float32", "int8", "float8"):
         dtype, wide = _types(unit, platform)
         product = functools.partial(jnp.matmul, preferred_element_type=wide)
         arguments = functools.partial(_square, n=n, dtype=dtype)
-        found[unit] = 2 * n**3 / _time([Form(product, arguments)])[0]
+        found[unit] = 2 * n**3 / seconds(Form(product, arguments))
     return Rates(copy, found)
 
 
@@ -108,85 +118,137 @@ def _square(key: Any, *, n: int, dtype: Any) -> Arrays:
     return x.astype(dtype), w.astype(dtype)
 
 
-def measure(op: str, name: str, workload: Workload, reached: Rates) -> dict[str, Any]:
-    """One row: seconds of every form, and how far its result is from float64."""
-    platform = dispatch.device().platform
-    known: dict[str, Form] = {}
+class Program(NamedTuple):
+    """A form, compiled."""
+
+    make: Callable[..., Arrays]  # its arguments from a key
+    run: Callable[..., Any]
+    sets: int  # of arguments: as many as no cache holds together
+
+
+class Prepared(NamedTuple):
+    """A workload, compiled."""
+
+    programs: dict[str, Program]  # by the form's name
+    refused: dict[str, str]  # why another form does not run
+    error: Callable[..., Any] | None  # of a result and its arguments; None where it takes too long
+
+
+def prepare(workload: Workload) -> Prepared:
+    programs: dict[str, Program] = {}
     refused: dict[str, str] = {}
-    for form_name, form in forms(workload, platform).items():
+    for name, form in forms(workload, dispatch.device().platform).items():
         try:
-            jax.eval_shape(form.run, *jax.eval_shape(form.arguments, jax.random.key(0)))
-            known[form_name] = form
+            programs[name] = compiled(form)
         except ValueError as reason:
-            refused[form_name] = str(reason)
-    seconds = dict(zip(known, _time(list(known.values())), strict=True))
-    least = reached.seconds(workload.cost)
+            refused[name] = str(reason)
+    ours = [name for name in programs if name != "plain"]
+    return Prepared(programs, refused, _error(workload, ours[0]) if ours else None)
+
+
+def compiled(form: Form) -> Program:
+    """Raises ValueError where the form does not take its arguments."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = jax.eval_shape(form.arguments, key)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments))
+    return Program(
+        jax.jit(form.arguments).lower(key).compile(),
+        jax.jit(form.run).lower(*arguments).compile(),
+        max(1, min(64, -(-CACHED // max(size, 1)))),
+    )
+
+
+def _error(workload: Workload, implementation: str) -> Callable[..., Any] | None:
+    """‖found - exact‖ / ‖exact‖, with the reference in float64 as what is exact."""
+    affordable = EXACT if dispatch.device().platform == "cuda" else EXACT / 100
+    if workload.cost.operations > affordable:
+        return None
+
+    def error(found: Any, arguments: Arrays) -> Any:
+        return distance(found, workload.run(*widened(arguments), implementation="reference"))
+
+    arguments = shapes(workload)
+    run = functools.partial(workload.run, implementation=implementation)
+    found = jax.eval_shape(run, *arguments)
+    with jax.enable_x64(True):
+        return jax.jit(error).lower(found, arguments).compile()
+
+
+def measure(
+    op: str, name: str, workload: Workload, prepared: Prepared, reached: Rates
+) -> dict[str, Any]:
+    """One row: seconds of every form, and how far its result is from float64."""
+    programs = prepared.programs
     return {
         "op": op,
         "shape": name,
         "bucket": workload.bucket,
         "cost": workload.cost._asdict(),
-        "roofline_seconds": least,
-        "seconds": seconds,
-        "refused": refused,
-        "errors": {n: error(workload, known[n]) for n in known if n != "plain"},
+        "roofline_seconds": reached.seconds(workload.cost),
+        "seconds": dict(zip(programs, _time(list(programs.values())), strict=True)),
+        "refused": prepared.refused,
+        "errors": {n: _judged(programs[n], prepared) for n in programs if n != "plain"},
         "version": version(op),
     }
 
 
-def error(workload: Workload, form: Form) -> float | None:
-    """‖found - exact‖ / ‖exact‖; None where float64 would take too long here."""
-    affordable = EXACT if dispatch.device().platform == "cuda" else EXACT / 100
-    if workload.cost.operations > affordable:
+def _judged(program: Program, prepared: Prepared) -> float | None:
+    if prepared.error is None:
         return None
-    arguments = jax.jit(form.arguments)(jax.random.key(1))
-    found = jax.jit(form.run)(*arguments)
+    arguments = program.make(jax.random.key(1))
+    found = program.run(*arguments)
     with jax.enable_x64(True):
-        exact = functools.partial(workload.run, implementation="reference")
-        return distance(found, jax.jit(exact)(*widened(arguments)))
+        return float(prepared.error(found, arguments))
 
 
-def _time(todo: Sequence[Form]) -> list[float]:
-    """Seconds of each form, the median over rounds in which they take turns."""
-    clocks = [_clock(form) for form in todo]
-    for clock in clocks:
-        clock.timed(clock.sets)  # compiled
-    once = sum(clock.timed(clock.sets) for clock in clocks)
-    rounds = max(3, min(ROUNDS, int(BUDGET / max(once, 1e-9))))
-    samples = [[clock.timed(clock.sets) for clock in clocks] for _ in range(rounds)]
-    middle = map(statistics.median, zip(*samples, strict=True))
-    return [seconds / len(clock.sets) for seconds, clock in zip(middle, clocks, strict=True)]
-
-
-class Clock(NamedTuple):
-    """A program that runs a form on several sets of arguments, and what takes its time."""
-
-    timed: Callable[[list[Arrays]], float]
-    sets: list[Arrays]
-
-
-def _clock(form: Form) -> Clock:
-    """So that no cache serves a run, there are as many sets of arguments as no cache holds; none is
-    zeros, which some devices multiply faster.
+def _time(programs: Sequence[Program]) -> list[float]:
+    """Seconds of each, the median over rounds in which they take turns, every run on arguments
+    that the runs between have driven out of every cache; none is zeros, which some devices multiply
+    faster.
     """
-    shapes = jax.tree.leaves(jax.eval_shape(form.arguments, jax.random.key(0)))
-    size = sum(x.size * x.dtype.itemsize for x in shapes)
-    copies = max(1, min(64, -(-CACHED // max(size, 1))))
-    make = jax.jit(form.arguments)
-    sets = [make(key) for key in jax.random.split(jax.random.key(0), copies)]
-    program = jax.jit(lambda sets: [form.run(*arguments) for arguments in sets])
-    return Clock(_device_time(program) or _wall_time(program), sets)
+    keys = jax.random.split(jax.random.key(0), 64)
+    turns = [(_clock(p.run), [p.make(key) for key in keys[: p.sets]]) for p in programs]
+    start = time.perf_counter()
+    for clock, sets in turns:
+        clock(sets)
+    rounds = max(3, min(ROUNDS, int(BUDGET / (time.perf_counter() - start))))
+    samples = [[clock(sets) / len(sets) for clock, sets in turns] for _ in range(rounds)]
+    return [statistics.median(each) for each in zip(*samples, strict=True)]
 
 
-def _device_time(program: Callable[..., Any]) -> Callable[..., float] | None:
+type Clock = Callable[[list[Arrays]], float]  # seconds of a program on several sets of arguments
+
+
+def _clock(run: Callable[..., Any]) -> Clock:
+    return _device_time(run) or _wall_time(run)
+
+
+class _InTurn(jax.stages.Wrapped):
+    """A program on one set of arguments after another: as one program of its own it would be
+    compiled as often as there are sets, which is what the profiler does with other functions.
+    """
+
+    def __init__(self, run: Callable[..., Any]):
+        self.run = run
+
+    def __call__(self, sets: list[Arrays]) -> list[Any]:
+        return [self.run(*arguments) for arguments in sets]
+
+    def trace(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    lower = trace
+
+
+def _device_time(run: Callable[..., Any]) -> Clock | None:
     """Of the kernels alone, as CUPTI counts it."""
     if dispatch.device().platform != "cuda":
         return None
     from jax.experimental.mosaic.gpu import profiler
 
-    measured = profiler.measure(program)
+    measured = profiler.Cupti(finalize=False).measure(_InTurn(run))
 
-    def timed(sets: Any) -> float:
+    def timed(sets: list[Arrays]) -> float:
         milliseconds = measured(sets)[1]
         assert milliseconds is not None, "the program ran no kernel"
         return milliseconds / 1e3
@@ -194,10 +256,12 @@ def _device_time(program: Callable[..., Any]) -> Callable[..., float] | None:
     return timed
 
 
-def _wall_time(program: Callable[..., Any]) -> Callable[..., float]:
-    def timed(sets: Any) -> float:
+def _wall_time(run: Callable[..., Any]) -> Clock:
+    in_turn = _InTurn(run)
+
+    def timed(sets: list[Arrays]) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(program(sets))
+        jax.block_until_ready(in_turn(sets))
         return time.perf_counter() - start
 
     return timed
@@ -246,7 +310,23 @@ def line(row: dict[str, Any]) -> str:
         f"{cost['operations'] / t / 1e12:.2f} TFLOP/s, {100 * least / t:.0f} % of roofline)"
         for name, t in row["seconds"].items()
     ]
+    pieces += [f"{name} refused: {reason}" for name, reason in row["refused"].items()]
     return f"{row['op']} {row['shape']}: {'; '.join(pieces)}"
+
+
+@contextlib.contextmanager
+def _locked(how: int) -> Iterator[None]:
+    """Parts compile together (a shared lock), and measure alone (an exclusive one)."""
+    with open(Path(tempfile.gettempdir(), "planish-kernels-bench.lock"), "w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def part(words: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", words)
+    if not found or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(f"{words!r} is no part: write 1/8, 2/8, … 8/8")
+    return int(found[1]), int(found[2])
 
 
 def main() -> None:
@@ -258,29 +338,49 @@ def main() -> None:
     parser.add_argument("op", nargs="?", help="one operation")
     parser.add_argument("shape", nargs="?", help="one of its shapes")
     parser.add_argument("--again", action="store_true", help="measure anew what is recorded")
+    parser.add_argument("--part", type=part, help="of several that are started at once: 2/8")
     asked = parser.parse_args()
     todo, where = list(selected(asked.op, asked.shape)), dispatch.device()
     path = place(where.kind)
-    record = json.loads(path.read_text()) if path.exists() else {"rows": []}
     if where.capability != dispatch.CAPABILITY:
         print(f"This is a {where.kind}: kernels do not run here, XLA's forms do.")
-    reached = rates()
-    record |= {"device": where._asdict(), "jax": jax.__version__, "rates": reached._asdict()}
-    done = {(row["op"], row["shape"]): row for row in record["rows"]}
-    for n, (op, name, workload) in enumerate(todo, 1):
-        print(f"[{n}/{len(todo)}] ", end="", flush=True)
-        kept = done.get((op, name))
-        if kept is not None and kept["version"] == version(op) and not asked.again:
-            print(f"{op} {name}: kept")
-            continue
-        if (least := reached.seconds(workload.cost)) > LONGEST:
-            print(f"{op} {name}: {least:.1f} s a run at this device's rates, left out")
-            continue
-        done[op, name] = measure(op, name, workload, reached)
-        print(line(done[op, name]))
-        record["rows"] = list(done.values())
-        save(path, record)
-    save(path, record)
+    ready: dict[tuple[str, str], Prepared] = {}
+    if asked.part is not None:
+        nth, parts = asked.part
+        todo = todo[nth - 1 :: parts]
+        with _locked(fcntl.LOCK_SH):
+            kept = set() if asked.again else _kept(_read(path))
+            ready = {(op, name): prepare(w) for op, name, w in todo if (op, name) not in kept}
+    with _locked(fcntl.LOCK_EX):
+        record = _read(path)
+        kept = set() if asked.again else _kept(record)
+        about = {"device": where._asdict(), "jax": jax.__version__}
+        if asked.part is None or asked.again or not about.items() <= record.items():
+            record |= about | {"rates": rates()._asdict()}
+        reached = Rates(**record["rates"])
+        rows = {(row["op"], row["shape"]): row for row in record["rows"]}
+        for n, (op, name, workload) in enumerate(todo, 1):
+            print(f"[{n}/{len(todo)}] ", end="", flush=True)
+            if (op, name) in kept:
+                print(f"{op} {name}: kept")
+                continue
+            if (least := reached.seconds(workload.cost)) > LONGEST:
+                print(f"{op} {name}: {least:.1f} s a run at this device's rates, left out")
+                continue
+            prepared = ready.pop((op, name), None) or prepare(workload)
+            rows[op, name] = measure(op, name, workload, prepared, reached)
+            print(line(rows[op, name]), flush=True)
+            save(path, record | {"rows": list(rows.values())})
+        save(path, record | {"rows": list(rows.values())})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+
+
+def _kept(record: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """What was measured with the code that stands."""
+    return {(r["op"], r["shape"]) for r in record["rows"] if r["version"] == version(r["op"])}
 
 
 if __name__ == "__main__":

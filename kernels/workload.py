@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 type Arrays = tuple[Any, ...]  # or of None, where an argument is left out
 
@@ -51,20 +51,20 @@ def widened(arguments: Arrays) -> Arrays:
     return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype in wide else x, arguments)
 
 
-def distance(found: Any, exact: Any) -> float:
+def distance(found: Any, exact: Any) -> Float[Array, ""]:
     """‖found - exact‖ / ‖exact‖ over all arrays of a result, where they are finite; infinite where
-    other values are not.
+    other values are not. Under `jax.enable_x64`.
     """
-    off = norm = 0.0
+    off = norm = jnp.zeros((), jnp.float64)
+    alike = jnp.array(True)
     for ours, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         ours, other = (x.astype(jnp.float64) for x in (ours, other))
         finite = jnp.isfinite(other)
         same = (ours == other) | (jnp.isnan(ours) & jnp.isnan(other))
-        if not bool((jnp.isfinite(ours) == finite).all() & (same | finite).all()):
-            return float("inf")
-        off += float(jnp.sum(jnp.where(finite, ours - other, 0.0) ** 2))
-        norm += float(jnp.sum(jnp.where(finite, other, 0.0) ** 2))
-    return (off / norm if norm else off) ** 0.5
+        alike &= ((jnp.isfinite(ours) == finite) & (same | finite)).all()
+        off += jnp.sum(jnp.where(finite, ours - other, 0.0) ** 2)
+        norm += jnp.sum(jnp.where(finite, other, 0.0) ** 2)
+    return jnp.where(alike, jnp.sqrt(off / jnp.where(norm > 0, norm, 1)), jnp.inf)
 
 
 type Workloads = Mapping[str, Workload]

@@ -63,6 +63,22 @@ def test_what_was_measured_stays_until_the_code_changes(made_up, capsys, monkeyp
     assert made_up("product", "small")["rows"][0]["version"] == "two"
 
 
+def test_parts_measure_what_the_whole_does(made_up, monkeypatch):
+    each = {"product": {"one": workload(4), "two": workload(8), "three": workload(12)}}
+    monkeypatch.setattr(bench, "operations", lambda: each)
+    first = made_up("--part", "1/2")
+    assert [row["shape"] for row in first["rows"]] == ["one", "three"]
+    both = made_up("--part", "2/2")
+    assert both["rows"][:2] == first["rows"] and both["rows"][2]["shape"] == "two"
+
+
+@pytest.mark.parametrize("wrong", ["0/2", "3/2", "one"])
+def test_a_part_that_is_none_is_said(made_up, wrong, capsys):
+    with pytest.raises(SystemExit):
+        made_up("--part", wrong)
+    assert f"{wrong!r} is no part: write 1/8, 2/8, … 8/8" in capsys.readouterr().err
+
+
 def test_what_there_is_not_is_said(made_up):
     with pytest.raises(SystemExit, match="no operation 'gram' with shapes: choose product"):
         made_up("gram")
@@ -76,7 +92,6 @@ def test_a_form_that_cannot_run_is_refused_not_dropped(made_up, monkeypatch):
 
     whole = workload(8)._replace(run=lambda *_, implementation: refuse())
     monkeypatch.setattr(bench, "operations", lambda: {"product": {"small": whole}})
-    monkeypatch.setattr(bench, "error", lambda *_: None)
     (row,) = made_up()["rows"]
     assert row["refused"] == {"xla": "xla takes no such thing"} and set(row["seconds"]) == {"plain"}
 
