@@ -98,7 +98,7 @@ def _tiles(x_g, w_g, x_scale_g, w_scale_g, out_g, *, way: Plan):
     shape = (FEW, TILE if way.rows == TILE else TILE // 2)  # of a warpgroup's part
     steps = x_g.shape[1] // BLOCK // way.splits
     pipeline = functools.partial(_pipeline, way, steps, out_g.dtype)
-    buffers = pipeline(0, _nothing, _nothing).get_allocations(x_g, w_g, x_scale_g, w_scale_g)
+    buffers = pipeline(0, _nothing, _nothing).get_allocations(x_g, w_g, x_scale_g)
     tiling = (8, 128 // jnp.dtype(out_g.dtype).itemsize)
     transforms = (plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
 
@@ -134,12 +134,9 @@ def _tiles(x_g, w_g, x_scale_g, w_scale_g, out_g, *, way: Plan):
                 target = out_g.at[split, rows, columns].at[part]
                 plgpu.copy_smem_to_gmem(out_s.at[warpgroup], target)
 
-            pipeline(first, functools.partial(_step, part=part, first=first), around)(
-                x_g.at[rows, depth],
-                w_g.at[columns, depth],
-                x_scale_g.at[rows],
-                w_scale_g.at[pl.ds(n, 1)],
-                allocations=buffers,
+            step = functools.partial(_step, w_scale=w_scale_g.at[n], part=part, first=first)
+            pipeline(first, step, around)(
+                x_g.at[rows, depth], w_g.at[columns, depth], x_scale_g.at[rows], allocations=buffers
             )
 
     plgpu.wait_smem_to_gmem(0)
@@ -157,18 +154,11 @@ def _pipeline(way: Plan, steps: int, out_dtype, first, step, around):
             collective_axes=("half",) if shared else (),
         )
 
-    def scales(rows):
-        return plgpu.BlockSpec((rows, SCALES), lambda step: (0, lax.div(first + step, SCALES)))
-
+    scales = plgpu.BlockSpec((way.rows, SCALES), lambda step: (0, lax.div(first + step, SCALES)))
     return plgpu.emit_pipeline_warp_specialized(
         step,
         grid=(steps,),
-        in_specs=[
-            codes(way.rows, way.pair == "n"),
-            codes(TILE, way.pair == "m"),
-            scales(way.rows),
-            scales(1),
-        ],
+        in_specs=[codes(way.rows, way.pair == "n"), codes(TILE, way.pair == "m"), scales],
         max_concurrent_steps=min(STAGES[jnp.dtype(out_dtype).itemsize], steps),
         num_compute_wgs=2,
         memory_registers=40,
@@ -181,17 +171,20 @@ def _nothing(*_):
     """In place of what is computed, which buffers do not depend on."""
 
 
-def _step(index, x_s, w_s, x_scale_s, w_scale_s, total, *, part, first):
-    """128 of K, of a warpgroup's part of the tile."""
+def _step(index, x_s, w_s, x_scale_s, total, *, w_scale, part, first):
+    """128 of K, of a warpgroup's part of the tile. w's scale is one number: read from memory, as
+    TMA would have it at addresses that are multiples of 128 bytes.
+    """
     rows, columns = part
-    at = lax.rem(first + index[0], SCALES)
+    block = first + index[0]
+    at = lax.rem(block, SCALES)
 
     def product(acc):
         plgpu.wgmma(acc, x_s.at[rows], w_s.at[columns].T)
         # While the tensor cores are at it.
         scales = plgpu.load(x_scale_s.at[rows], layout=ROWS, optimized=False)
         which = plgpu.broadcasted_iota(jnp.int32, scales.shape, 1, layout=ROWS)
-        scale = jnp.sum(jnp.where(which == at, scales, 0.0), 1) * w_scale_s[0, at]
+        scale = jnp.sum(jnp.where(which == at, scales, 0.0), 1) * w_scale[block]
         # All of the warpgroup has read them before one thread of it gives the buffer back.
         plgpu.commit_smem()
         return acc[...] * lax.broadcast_in_dim(scale, total.shape, (0,))

@@ -158,7 +158,7 @@ def in_float64(workload: Workload, arguments):
 
 def distance(found, exact) -> float:
     with jax.enable_x64(True):
-        return workloads.distance(jnp.asarray(found), jnp.asarray(exact))
+        return float(workloads.distance(jnp.asarray(found), jnp.asarray(exact)))
 
 
 def require_gpu() -> None:
