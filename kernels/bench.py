@@ -37,8 +37,8 @@ from kernels.workload import Arrays, Cost, Workload, Workloads, distance, shapes
 
 RESULTS = Path(__file__).parent / "results"
 CACHED = 120_000_000  # bytes: more than any cache of the device keeps
-ROUNDS = 20
-BUDGET = 2.0  # seconds for all rounds of one shape
+ROUNDS = 5, 20  # at least, at most
+BUDGET = 0.5  # seconds for those of one shape
 LONGEST = 0.5  # seconds at the device's rates that one run may take: longer ones are left out
 EXACT = 2e12  # operations up to which a result is compared with one in float64, on an accelerator
 SQUARE = {"cpu": 1024, "cuda": 8192}  # of the products whose rate is measured
@@ -151,11 +151,13 @@ def compiled(form: Form) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.eval_shape(form.arguments, key)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments))
-    return Program(
-        jax.jit(form.arguments).lower(key).compile(),
-        jax.jit(form.run).lower(*arguments).compile(),
-        max(1, min(64, -(-CACHED // max(size, 1)))),
-    )
+    sets = max(1, min(64, -(-CACHED // max(size, 1))))
+    return Program(_maker(form.arguments), jax.jit(form.run).lower(*arguments).compile(), sets)
+
+
+@functools.lru_cache(maxsize=8)  # of the forms that share them
+def _maker(arguments: Callable[[Any], Arrays]) -> Callable[..., Arrays]:
+    return jax.jit(arguments).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
 
 
 def _error(workload: Workload, implementation: str) -> Callable[..., Any] | None:
@@ -207,11 +209,13 @@ def _time(programs: Sequence[Program]) -> list[float]:
     faster.
     """
     keys = jax.random.split(jax.random.key(0), 64)
-    turns = [(_clock(p.run), [p.make(key) for key in keys[: p.sets]]) for p in programs]
+    made = {p.make: [p.make(key) for key in keys[: p.sets]] for p in programs}
+    turns = [(_clock(p.run), made[p.make]) for p in programs]
     start = time.perf_counter()
     for clock, sets in turns:
         clock(sets)
-    rounds = max(3, min(ROUNDS, int(BUDGET / (time.perf_counter() - start))))
+    fewest, most = ROUNDS
+    rounds = max(fewest, min(most, int(BUDGET / (time.perf_counter() - start))))
     samples = [[clock(sets) / len(sets) for clock, sets in turns] for _ in range(rounds)]
     return [statistics.median(each) for each in zip(*samples, strict=True)]
 
@@ -344,13 +348,18 @@ def main() -> None:
     path = place(where.kind)
     if where.capability != dispatch.CAPABILITY:
         print(f"This is a {where.kind}: kernels do not run here, XLA's forms do.")
-    ready: dict[tuple[str, str], Prepared] = {}
+    ready: dict[tuple[str, str], Prepared | None] = {}
+    failed = 0
     if asked.part is not None:
         nth, parts = asked.part
         todo = todo[nth - 1 :: parts]
         with _locked(fcntl.LOCK_SH):
             kept = set() if asked.again else _kept(_read(path))
-            ready = {(op, name): prepare(w) for op, name, w in todo if (op, name) not in kept}
+            ready = {
+                (op, name): _tried(op, name, functools.partial(prepare, workload))
+                for op, name, workload in todo
+                if (op, name) not in kept
+            }
     with _locked(fcntl.LOCK_EX):
         record = _read(path)
         kept = set() if asked.again else _kept(record)
@@ -367,11 +376,28 @@ def main() -> None:
             if (least := reached.seconds(workload.cost)) > LONGEST:
                 print(f"{op} {name}: {least:.1f} s a run at this device's rates, left out")
                 continue
-            prepared = ready.pop((op, name), None) or prepare(workload)
-            rows[op, name] = measure(op, name, workload, prepared, reached)
-            print(line(rows[op, name]), flush=True)
+            compiling = functools.partial(prepare, workload)
+            prepared = ready.pop((op, name), None) or _tried(op, name, compiling)
+            measuring = functools.partial(measure, op, name, workload, prepared, reached)
+            found = None if prepared is None else _tried(op, name, measuring)
+            if found is None:
+                failed += 1
+                continue
+            rows[op, name] = found
+            print(line(found), flush=True)
             save(path, record | {"rows": list(rows.values())})
         save(path, record | {"rows": list(rows.values())})
+    if failed:
+        sys.exit(f"{failed} of {len(todo)} could not be measured: what was in the way is above.")
+
+
+def _tried[T](op: str, name: str, what: Callable[[], T]) -> T | None:
+    """None where the device or its compiler fails, which is printed: others are measured still."""
+    try:
+        return what()
+    except jax.errors.JaxRuntimeError as error:
+        print(f"{op} {name}: {error}", flush=True)
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def made_up(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     monkeypatch.setattr(bench, "rates", lambda: bench.Rates(1e10, {"float32": 1e11}))
     monkeypatch.setattr(bench, "CACHED", 4096)
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(bench, "ROUNDS", (3, 3))
     monkeypatch.setattr(bench, "version", lambda op: "one")
 
     def run(*words):
@@ -94,6 +94,18 @@ def test_a_form_that_cannot_run_is_refused_not_dropped(made_up, monkeypatch):
     monkeypatch.setattr(bench, "operations", lambda: {"product": {"small": whole}})
     (row,) = made_up()["rows"]
     assert row["refused"] == {"xla": "xla takes no such thing"} and set(row["seconds"]) == {"plain"}
+
+
+def test_what_fails_on_the_device_is_said_and_the_rest_measured(made_up, monkeypatch, capsys):
+    def fail(*_, implementation):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    found = {"too large": workload(4)._replace(run=fail), "small": workload(8)}
+    monkeypatch.setattr(bench, "operations", lambda: {"product": found})
+    with pytest.raises(SystemExit, match="1 of 2 could not be measured"):
+        made_up("--part", "1/1")
+    said = capsys.readouterr().out
+    assert "product too large: RESOURCE_EXHAUSTED" in said and "[2/2] product small: " in said
 
 
 def test_real_operations_are_found():
