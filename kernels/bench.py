@@ -378,8 +378,9 @@ def main() -> None:
                 continue
             compiling = functools.partial(prepare, workload)
             prepared = ready.pop((op, name), None) or _tried(op, name, compiling)
-            measuring = functools.partial(measure, op, name, workload, prepared, reached)
-            found = None if prepared is None else _tried(op, name, measuring)
+            found = prepared and _tried(
+                op, name, functools.partial(measure, op, name, workload, prepared, reached)
+            )
             if found is None:
                 failed += 1
                 continue
