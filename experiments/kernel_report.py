@@ -64,6 +64,56 @@ def _measured(device: Device, row: dict[str, Any]) -> list[str]:
     ]
 
 
+SUMMARY = ["operation", "device", "shapes", "faster than XLA's", "times XLA", "times dense"]
+SUMMARY += ["of roofline", "largest error"]
+
+
+def summary(devices: Sequence[Device]) -> list[list[str]]:
+    """A row for each operation whose kernel was timed on a device: the least and the most of all
+    its shapes.
+    """
+    rows = [SUMMARY]
+    for device in devices:
+        timed = [row for row in device["rows"] if "mosaic" in row["seconds"]]
+        for op in sorted({row["op"] for row in timed}):
+            mine = [row for row in timed if row["op"] == op]
+            gains = _gains(mine, "xla")
+            errors = [row["errors"]["mosaic"] for row in mine if row["errors"].get("mosaic")]
+            reached = [row["roofline_seconds"] / row["seconds"]["mosaic"] for row in mine]
+            rows.append([
+                f"`{op}`",
+                device["device"]["kind"],
+                str(len(mine)),
+                str(sum(gain > 1 for gain in gains)),
+                _span(gains, "{:.2f}"),
+                _span(_gains(mine, "plain"), "{:.2f}"),
+                _span([100 * part for part in reached], "{:.0f}") + " %",
+                f"{max(errors):.1e}" if errors else "–",
+            ])  # fmt: skip
+    return rows
+
+
+def _gains(rows: Sequence[dict[str, Any]], form: str) -> list[float]:
+    return [r["seconds"][form] / r["seconds"]["mosaic"] for r in rows if form in r["seconds"]]
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "–"
+    return f"{form.format(min(values))} to {form.format(max(values))}"
+
+
+def rates(devices: Sequence[Device]) -> str:
+    """What each device reached, in a sentence."""
+    return "".join(
+        f"{device['device']['kind']}: {device['rates']['bytes'] / 1e12:.2f} TB/s of a copy, and in "
+        "square products "
+        + ", ".join(f"{r / 1e12:.0f} ({u})" for u, r in device["rates"]["operations"].items())
+        + " TFLOP/s.\n"
+        for device in devices
+    )
+
+
 def faster(devices: Sequence[Device]) -> dict[tuple[str, str, str], float]:
     """`kernels.measured`: by device, operation and bucket, the least that a kernel gained in it."""
     found: dict[tuple[str, str, str], float] = {}

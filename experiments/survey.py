@@ -17,7 +17,7 @@ A document names what it shows between markers, and the text between them is rep
                       costs; what was searched beside what was not; or the peers
     benchmark=NAME    the benchmark of that name
     race=NAME         the race of optimizers in the benchmark of that name
-    kernels=NAME      what `python -m kernels.bench` recorded of an operation
+    kernels=NAME      what `python -m kernels.bench` recorded of an operation, or of all
 
 With --check nothing is written, and it fails where a document or a picture is not what the records
 say, a page's facts are not valid or the bibliography is incomplete.
@@ -322,6 +322,9 @@ def _raced(survey: Survey, what: str, where: str) -> list[race.Row]:
 
 
 def _kernels(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
+    if wanted["kernels"] == "all":
+        found = kernel_report.summary(survey.devices)
+        return f"{kernel_report.rates(survey.devices)}\n{grid(found)}\n"
     return f"{grid(kernel_report.table(wanted['kernels'], survey.devices))}\n"
 
 

@@ -48,6 +48,22 @@ def test_a_table_has_each_device_and_says_what_no_gpu_has_shown():
         kernel_report.table("gram", [])
 
 
+def test_a_summary_has_the_least_and_the_most_of_an_operation():
+    both = {**GPU, "rows": GPU["rows"] + device("", "cuda", mosaic=1e-4, xla=8e-5)["rows"]}
+    header, row = kernel_report.summary([CPU, both])
+    found = dict(zip(header, row, strict=True))
+    assert (found["device"], found["shapes"], found["faster than XLA's"]) == (
+        "NVIDIA H200",
+        "2",
+        "1",
+    )
+    assert found["times XLA"] == "0.80 to 1.50" and found["times dense"] == "2.50 to 2.50"
+    assert found["of roofline"] == "10 to 50 %" and found["largest error"] == "2.0e-03"
+    assert "4.00 TB/s of a copy, and in square products 700 (bfloat16)" in kernel_report.rates(
+        [GPU]
+    )
+
+
 def test_what_was_measured_is_what_dispatch_goes_by():
     slower = device("NVIDIA H200", "cuda", mosaic=4e-5, xla=3e-5)
     key = ("NVIDIA H200", "product", "M<=16")

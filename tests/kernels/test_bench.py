@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kernels import bench, dispatch
+from kernels import bench, dispatch, profile
 from kernels.workload import Cost, Workload
 
 
@@ -106,6 +106,12 @@ def test_what_fails_on_the_device_is_said_and_the_rest_measured(made_up, monkeyp
         made_up("--part", "1/1")
     said = capsys.readouterr().out
     assert "product too large: RESOURCE_EXHAUSTED" in said and "[2/2] product small: " in said
+
+
+def test_a_profile_is_of_kernels(made_up, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["profile", "product", "small"])
+    with pytest.raises(SystemExit, match="This is a cpu: kernels run on GPUs of compute 9.0."):
+        profile.main()
 
 
 def test_real_operations_are_found():
