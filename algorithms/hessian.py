@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from algorithms.layerwise import LayerwiseMethod
 from algorithms.numerics import relative_error, sum_over_rows
@@ -41,6 +41,12 @@ def output_error(
         return jnp.stack([d @ stats.gram @ d, w @ stats.gram @ w])
 
     return relative_error(*sum_over_rows(of_row, w, approximation))
+
+
+def by_activity(h: Float[Array, "i i"], together: int = 1) -> Int[Array, " i"]:
+    """Columns with the largest diag(H) first; those of a block of `together` stay together."""
+    busiest = jnp.argsort(-jnp.diag(h).reshape(-1, together).sum(1))
+    return (busiest[:, None] * together + jnp.arange(together)).reshape(-1)
 
 
 def dead_inputs(stats: HessianStats) -> Bool[Array, " i"]:

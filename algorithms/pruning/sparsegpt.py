@@ -31,7 +31,7 @@ class SparseGPTConfig:
 
     pattern: Pattern = Pattern()
     format: Format | None = None  # None: numbers, stored as `dtype`
-    order: str | None = None  # of columns: as they are; "activation": the largest diag(H) first
+    activation_order: bool = False  # columns with the largest diag(H) first
     damping: float = 0.01  # λ as a fraction of mean(diag(X Xᵀ))
     block_size: int = 128  # columns of a lazy update, and among which weights are compared
     dtype: str = "float16"
@@ -39,8 +39,6 @@ class SparseGPTConfig:
     def __post_init__(self) -> None:
         if self.damping < 0:
             raise ValueError(f"damping={self.damping} must not be negative.")
-        if self.order not in (None, "activation"):
-            raise ValueError(f"order={self.order!r} must be activation or null.")
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size} must be positive.")
         if self.format is not None and self.format.rows != 1:
@@ -60,7 +58,7 @@ def sparsegpt(
     keep: int | None = None,
     block: int | None = None,
     format: Format | None = None,
-    order: str | None = None,
+    activation_order: bool = False,
     damping: float = 0.01,
     block_size: int = 128,
     dtype: str = "float16",
@@ -69,12 +67,12 @@ def sparsegpt(
     stays make up for it.
 
     format: what those that stay are rounded to in the same walk. dtype: how they are stored without
-    one. order: "activation" takes the most active columns first. Raises ValueError for settings
+    one. activation_order: the most active columns first. Raises ValueError for settings
     outside their ranges.
     """
     config = SparseGPTConfig(
         pattern=Pattern(sparsity=sparsity, keep=keep, block=block), format=format,
-        order=order, damping=damping, block_size=block_size, dtype=dtype,
+        activation_order=activation_order, damping=damping, block_size=block_size, dtype=dtype,
     )  # fmt: skip
 
     def compress(w: Float[Array, "o i"], stats: HessianStats) -> CompressedTensor:
@@ -95,7 +93,8 @@ def prune_weight(
     pattern.require(i)
     dead = jnp.diag(h) == 0  # inputs that are always zero: their weights are free
     w, gram = jnp.where(dead, 0, w), h
-    order = _order(h, config)
+    together = pattern.block or 1  # one block of N:M stays together
+    order = hessian.by_activity(h, together) if config.activation_order else jnp.arange(i)
     h = h + jnp.diag(dead.astype(h.dtype))
     u = hessian.inverse_factor(h[order][:, order], config.damping)
     grid = None if format is None else format.fit(w, gram)
@@ -109,15 +108,6 @@ def prune_weight(
         values = jnp.where(singular, jnp.nan, found)
         return pattern.tensor(values, mask, count=count, dtype=config.dtype)
     return pattern.tensor(format.tensor(found, grid.void(singular)), mask, count=count)
-
-
-def _order(h: Float[Array, "i i"], config: SparseGPTConfig) -> Int[Array, " i"]:
-    """The columns as the walk takes them. Those of one block of N:M stay together."""
-    i, together = len(h), config.pattern.block or 1
-    if config.order is None:
-        return jnp.arange(i)
-    busiest = jnp.argsort(-jnp.diag(h).reshape(-1, together).sum(1))
-    return (busiest[:, None] * together + jnp.arange(together)).reshape(-1)
 
 
 def _walk(

@@ -83,7 +83,7 @@ def quantize_weight(
     dead = jnp.diag(h) == 0  # inputs that are always zero: their weights are free
     w, gram = jnp.where(dead, 0, w), h
     h = h + jnp.diag(dead.astype(h.dtype))
-    order = jnp.argsort(-jnp.diag(h)) if config.activation_order else jnp.arange(i)
+    order = hessian.by_activity(h) if config.activation_order else jnp.arange(i)
     u = hessian.inverse_factor(h[order][:, order], config.damping)
 
     grid = format.fit(w, gram)
