@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -128,12 +129,25 @@ def _unknown_key(name: str, error: Exception, job: Sequence[str]) -> UserError:
         known = hydra.compose(name, [g for g in groups if g.split("=")[0].lstrip("+~") != key])
     except HydraException:
         known = hydra.compose(name)
+    if others := _commands(key):
+        return UserError(f"{name} has no setting {key}: it is one of {' and '.join(others)}.")
     keys = list(_dotted(OmegaConf.to_container(known, resolve=False)))
     loader = GlobalHydra.instance().config_loader()
     keys += [str(group) for group in loader.list_groups("") if group != "hydra"]
     if "." in key and (deeper := _deeper(key, keys)):
         return UserError(f"{name} has no setting {key}; did you mean {deeper[0]}?")
     return UserError(f"{name} has no setting {key}{did_you_mean(key, keys)}")
+
+
+def _commands(group: str) -> list[str]:
+    """Those whose defaults have the group."""
+    found = []
+    for path in sorted(Path(CONF).glob("*.yaml")):
+        defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+        names = [str(key) for entry in defaults if isinstance(entry, dict) for key in entry]
+        if any(key.removeprefix("override ").lstrip("/").split("@")[0] == group for key in names):
+            found.append(path.stem)
+    return found
 
 
 def _deeper(key: str, keys: Iterable[str]) -> list[str]:

@@ -52,8 +52,9 @@ def _measured(device: Device, row: dict[str, Any]) -> list[str]:
         return f"{seconds[name] / best:.2f}" if name in seconds and name != ours else "–"
 
     error = row["errors"].get(ours)
+    earlier = "" if row["version"] == bench.version(row["op"]) else ", earlier code"
     return [
-        device["device"]["kind"],
+        f"{device['device']['kind']}{earlier}",
         f"{1e6 * least:.1f}",
         *map(micro, ("mosaic", "xla", "plain")),
         f"{cost['bytes'] / best / 1e9:.0f}",

@@ -33,6 +33,7 @@ JOBS = [(name, None) for name in ENTRY_POINTS] + [(command(name), name) for name
         ("algorithm=gptqq", "algorithm=gptqq is no choice of algorithm; did you mean gptq?"),
         ("data=wiki", "data=wiki is no choice of data; did you mean"),
         ("algoritm=gptq", "compress has no setting algoritm; did you mean algorithm?"),
+        ("optimizer=adamw", "compress has no setting optimizer: it is one of train."),
         ("+algorithm.bitz=3", "algorithm has no setting algorithm.bitz; did you mean"),
         ("+nonsense=1", "compress has no setting nonsense"),
         ("algorithm=rtn algorithm.damping=1", "compress has no setting algorithm.damping"),

@@ -30,6 +30,7 @@ CPU = device("cpu", "cpu", xla=1e-2, plain=2e-2)
 def operations(monkeypatch):
     one = Workload(lambda key: (jnp.ones(3),), lambda x: x, COST)
     monkeypatch.setattr(bench, "operations", lambda: {"product": {"o": one}})
+    monkeypatch.setattr(bench, "version", lambda op: "x")
 
 
 def test_a_table_has_each_device_and_says_what_no_gpu_has_shown():
@@ -46,6 +47,12 @@ def test_a_table_has_each_device_and_says_what_no_gpu_has_shown():
     assert (found["of roofline"], found["error"]) == ("50 %", "2.0e-03")
     with pytest.raises(UserError, match="no operation 'gram' with shapes: product"):
         kernel_report.table("gram", [])
+
+
+def test_times_of_code_that_has_changed_are_told_apart(monkeypatch):
+    monkeypatch.setattr(bench, "version", lambda op: "y")
+    _, row = kernel_report.table("product", [GPU])
+    assert row[3] == "NVIDIA H200, earlier code"
 
 
 def test_a_summary_has_the_least_and_the_most_of_an_operation():
