@@ -112,42 +112,63 @@ def _load(refs: Refs, unit: Unit, done, p: Plan) -> None:
 
 def _compute(refs: Refs, unit: Unit, done, wg, p: Plan, interpret: bool) -> None:
     rows, m = pl.ds(unit.row + wg * ROWS, ROWS), refs.x.shape[0]
+    blocks = range(0, p.columns, p.block)
 
-    def step(k, total):
+    def tables(k):
+        """What the blocks of step k are scaled by."""
+        return [_tables(refs, rows, lax.div(k * p.columns + b, p.groups), p) for b in blocks]
+
+    def step(k, carry):
+        total, beside = carry
+        # Read a step ahead: a thread's few bytes come from memory each on its own.
+        following = tables(lax.min(k + 1, unit.end - 1))
         slot = lax.rem(done + k - unit.first, p.stages)
         plgpu.barrier_wait(refs.loaded.at[slot])
         words = registers.load(refs.w_tile.at[slot, pl.ds(wg * ROWS, ROWS)], p.order)
-        for b in range(0, p.columns, p.block):
+        for b, (scale, zero) in zip(blocks, beside, strict=True):
             block = words[:, b * p.order.bits // 32 : (b + p.block) * p.order.bits // 32]
-            group = lax.div(k * p.columns + b, p.groups)
-            w = _decoded(refs, block, rows, group, p, interpret)
+            w = _decoded(block, scale, zero, p, interpret)
             if interpret:
                 w = _in_memory(refs.operand.at[wg], w)
             xt = refs.x_tile.at[slot, :, pl.ds(b, p.block)].transpose((1, 0))
-            total = _multiply_add(refs, total, w, xt, rows, group, p)
+            total = _multiply_add(total, w, xt, None if p.scaled_first else scale)
         plgpu.barrier_arrive(refs.consumed.at[slot])
-        return total
+        return total, following
 
     total = plgpu.layout_cast(jnp.zeros((ROWS, m), jnp.float32), plgpu.Layout.WGMMA)
-    total = lax.fori_loop(unit.first, unit.end, step, total)
+    total, _ = lax.fori_loop(unit.first, unit.end, step, (total, tables(unit.first)))
     # One number to a register, as neighbours are not side by side in the transpose.
     total = plgpu.layout_cast(total, plgpu.Layout._WGMMA_ACC_32BIT)
     refs.out.at[unit.split, :, rows].transpose((1, 0))[...] = total
 
 
-def _decoded(refs: Refs, words, rows, group, p: Plan, interpret: bool):
+def _tables(refs: Refs, rows, group, p: Plan):
+    """Scales and zero points of a block as they are stored, or None, in registers: beside an
+    operand's codes, or, of a block that is scaled afterwards, beside a product's rows.
+    """
+
+    def beside(table):
+        columns = pl.ds(group, max(p.block // p.groups, 1))
+        return registers.load_shared(table.at[rows, columns], p.groups, p.order)
+
+    zero = None if refs.zero is None else beside(refs.zero)
+    if p.scaled_first:
+        return beside(refs.scale), zero
+    layout = plgpu.Layout.WGMMA.reduce(1)
+    return plgpu.load(refs.scale.at[rows, group], layout=layout, optimized=False), zero
+
+
+def _decoded(words, scale, zero, p: Plan, interpret: bool):
     """A block of W [64, block] in bfloat16, scaled if that must be before the product."""
 
-    def beside(table, values):
-        columns = pl.ds(group, max(p.block // p.groups, 1))
-        table = registers.load_shared(table.at[rows, columns], p.groups, p.order)
-        values = values(table).astype(jnp.bfloat16)
+    def shared(values):
+        values = values.astype(jnp.bfloat16)
         return registers.shared(values, p.groups, p.order, p.block, interpret)
 
     w = codes.decode_words(words, p.kind, p.order, interpret)
-    if refs.zero is not None:
-        w -= beside(refs.zero, lambda z: z.astype(jnp.float32) - 2.0 ** (p.order.bits - 1))
-    return w * beside(refs.scale, as_float) if p.scaled_first else w
+    if zero is not None:
+        w -= shared(zero.astype(jnp.float32) - 2.0 ** (p.order.bits - 1))
+    return w * shared(as_float(scale)) if p.scaled_first else w
 
 
 def _in_memory(operand, w):
@@ -157,7 +178,7 @@ def _in_memory(operand, w):
     return operand
 
 
-def _multiply_add(refs: Refs, total, w, xt, rows, group, p: Plan):
+def _multiply_add(total, w, xt, scale):
     """total + w xt, scaled if w is not."""
 
     def product(acc):
@@ -165,11 +186,8 @@ def _multiply_add(refs: Refs, total, w, xt, rows, group, p: Plan):
         return acc[...]  # which waits for it: w's registers, which it reads too, are free again
 
     found = pl.run_scoped(product, plgpu.ACC(total.shape, jnp.float32))
-    if p.scaled_first:
+    if scale is None:
         return total + found
-    scale = plgpu.load(
-        refs.scale.at[rows, group], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False
-    )
     return total + found * lax.broadcast_in_dim(as_float(scale), total.shape, (0,))
 
 
