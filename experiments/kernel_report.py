@@ -118,10 +118,12 @@ def rates(devices: Sequence[Device]) -> str:
 def faster(devices: Sequence[Device]) -> dict[tuple[str, str, str], float]:
     """`kernels.measured`: by device, operation and bucket, the least that a kernel gained in it."""
     found: dict[tuple[str, str, str], float] = {}
+    known = bench.operations()
     for device in devices:
         for row in device["rows"]:
-            if "mosaic" in row["seconds"]:
-                key = (device["device"]["kind"], row["op"], row["bucket"])
+            workload = known.get(row["op"], {}).get(row["shape"])
+            if workload is not None and "mosaic" in row["seconds"]:
+                key = (device["device"]["kind"], row["op"], workload.bucket)
                 gain = row["seconds"]["xla"] / row["seconds"]["mosaic"]
                 found[key] = min(gain, found.get(key, gain))
     return dict(sorted(found.items()))

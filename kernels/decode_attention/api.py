@@ -55,9 +55,13 @@ def decode_attention(
 
 
 def bucket(b: int, s: int, n: int, heads: int, h: int, kind: str) -> str:
-    """The class of shapes, in `kernels.measured`: by how much cache there is to read."""
-    places = next((f"B·S<={most}" for most in (8192, 65536) if b * s <= most), "B·S>65536")
-    return f"{places}, {n}/{heads} heads of {h}, {kind}"
+    """The class of shapes, in `kernels.measured`: by how much cache there is to read, and by how
+    many queries share it.
+    """
+    rows = b * s * heads
+    most = next((most for most in (1 << 16, 1 << 19) if rows <= most), None)
+    size = "B·S·heads>2^19" if most is None else f"B·S·heads<=2^{most.bit_length() - 1}"
+    return f"{size}, {n // heads} queries to a head of {h}, {kind}"
 
 
 def _check(q, k, v, kind, window, cap, **scales):

@@ -55,14 +55,11 @@ def fp8_block_matmul(
         x_scale,
         w_scale,
         lacks=mosaic.lacks(x, w, x_scale, w_scale),
-        bucket=bucket(m, n, k),
+        bucket=bucket(m),
         out_dtype=out_dtype,
     )
 
 
-def bucket(m: int, n: int, k: int) -> str:
-    """The class of shapes whose speed is alike: M decides what bounds it, the rest how evenly tiles
-    go over SMs.
-    """
-    size = "M<=64" if m <= 64 else "M<=512" if m <= 512 else "M>512"
-    return f"{size}, K={k}, N={n}"
+def bucket(m: int) -> str:
+    """The class of shapes whose speed is alike: M decides what bounds it."""
+    return "M<=64" if m <= 64 else "M<=512" if m <= 512 else "M>512"

@@ -36,7 +36,7 @@ def workload(m, n, k, out_dtype="bfloat16") -> Workload:
         arguments,
         functools.partial(fp8_block_matmul, out_dtype=out_dtype),
         Cost(moved, 2 * m * n * k, "float8"),
-        bucket=bucket(m, n, k),
+        bucket=bucket(m),
         plain=lambda x, w: x @ w.T,
         plain_arguments=plain_arguments,
         temporary=_partial_sums(m, n, k) + (1 << 16),

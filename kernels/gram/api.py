@@ -61,7 +61,8 @@ def gram(x: Float[Array, "n i"], *, implementation: str = "auto") -> Float[Array
 def bucket(n: int, i: int, dtype) -> str:
     """The class of shapes, in `kernels.measured`: full tiles of x's columns, and enough rows."""
     rows = next((f"n<{most}" for most in (512, 2048, 8192) if n < most), "n>=8192")
-    return f"{rows}, i={i}, {jnp.dtype(dtype).name}"
+    columns = "i<4096" if i < 4096 else "i>=4096"
+    return f"{rows}, {columns}, {jnp.dtype(dtype).name}"
 
 
 def _lacks(x) -> str | None:

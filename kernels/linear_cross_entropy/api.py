@@ -73,4 +73,5 @@ def bucket(h, w) -> str:
     """Shapes whose speed is alike: by the work of a tile (D), and by how many there are."""
     tokens = "T>=2048" if h.shape[0] >= 2048 else "T<2048"
     vocabulary = "V>=65536" if w.shape[0] >= 65536 else "V<65536"
-    return f"{tokens}, D={h.shape[1]}, {vocabulary}"
+    width = "D>=1024" if h.shape[1] >= 1024 else "D<1024"
+    return f"{tokens}, {width}, {vocabulary}"

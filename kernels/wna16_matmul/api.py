@@ -63,7 +63,10 @@ def wna16_matmul(
 
 
 def bucket(m: int, i: int, o: int, group: int, bits: int, kind: str) -> str:
-    """The class of shapes whose speed is alike."""
-    most = next((most for most in (1, 16, 64, 128) if m <= most), None)
+    """The class of shapes whose speed is alike: what XLA's form does with so many rows, and whether
+    W is large enough that reading it is what takes the time.
+    """
+    most = next((most for most in (4, 16, 128) if m <= most), None)
     rows = "M>128" if most is None else f"M<={most}"
-    return f"{rows}, K={i}, N={o}, {kind}{bits}, groups of {group}"
+    size = "K·N<=2^25" if i * o <= 1 << 25 else "K·N>2^25"
+    return f"{rows}, {size}, {f'int{bits}' if kind == 'int' else kind}, groups of {group}"

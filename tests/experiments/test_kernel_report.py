@@ -11,7 +11,7 @@ COST = Cost(10**7, 10**9, "bfloat16")
 
 def device(kind, platform, **seconds):
     row = {
-        "op": "product", "shape": "o", "bucket": "M<=16", "cost": COST._asdict(),
+        "op": "product", "shape": "o", "cost": COST._asdict(),
         "roofline_seconds": 1e-5, "seconds": seconds, "errors": {"xla": 1e-4, "mosaic": 2e-3},
         "refused": {}, "version": "x",
     }  # fmt: skip
@@ -28,7 +28,7 @@ CPU = device("cpu", "cpu", xla=1e-2, plain=2e-2)
 
 @pytest.fixture(autouse=True)
 def operations(monkeypatch):
-    one = Workload(lambda key: (jnp.ones(3),), lambda x: x, COST)
+    one = Workload(lambda key: (jnp.ones(3),), lambda x: x, COST, "M<=16")
     monkeypatch.setattr(bench, "operations", lambda: {"product": {"o": one}})
     monkeypatch.setattr(bench, "version", lambda op: "x")
 
