@@ -82,9 +82,9 @@ def shares(
             "algorithm=wanda, without a sparse one algorithm=asvd."
         )
     asked = Pattern(sparsity=sparsity, keep=keep, block=block)
-    density = 1 - sparsity
-    if asked.keep is not None and asked.block is not None:
-        density = asked.keep / asked.block / (1 - rank_ratio)
+    density = 1 - asked.gone
+    if asked.block is not None:
+        density /= 1 - rank_ratio
     if density > 1:
         raise ValueError(
             f"keep={keep} of block={block} and rank_ratio={rank_ratio} are {density:.2f} times the "

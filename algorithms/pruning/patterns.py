@@ -80,6 +80,13 @@ class Pattern:
         elif not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity={self.sparsity} must be from 0 to below 1.")
 
+    @property
+    def gone(self) -> float:
+        """The fraction that goes."""
+        if self.keep is None or self.block is None:
+            return self.sparsity
+        return 1 - self.keep / self.block
+
     def require(self, columns: int) -> None:
         """Raise ValueError if blocks do not divide a row."""
         if self.block is not None and columns % self.block:
