@@ -20,11 +20,9 @@ import json
 import os
 import pkgutil
 import re
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +31,10 @@ import jax.numpy as jnp
 
 import kernels
 from kernels import dispatch
+from kernels.timing import CACHED, Form, Program, compiled, seconds
 from kernels.workload import Arrays, Cost, Workload, Workloads, distance, shapes, widened
 
 RESULTS = Path(__file__).parent / "results"
-CACHED = 120_000_000  # bytes: more than any cache of the device keeps
-ROUNDS = 5, 20  # at least, at most
-BUDGET = 0.5  # seconds for those of one shape
 LONGEST = 0.5  # seconds at the device's rates that one run may take: longer ones are left out
 EXACT = 2e12  # operations up to which a result is compared with one in float64, on an accelerator
 SQUARE = {"cpu": 1024, "cuda": 8192}  # of the products whose rate is measured
@@ -53,13 +49,6 @@ class Rates(NamedTuple):
     def seconds(self, cost: Cost) -> float:
         """The least time of an operation: its roofline."""
         return max(cost.bytes / self.bytes, cost.operations / self.operations[cost.unit])
-
-
-class Form(NamedTuple):
-    """One way to do what a workload asks."""
-
-    run: Callable[..., Any]
-    arguments: Callable[[Any], Arrays]
 
 
 def operations() -> dict[str, Workloads]:
@@ -92,16 +81,16 @@ def rates() -> Rates:
     n = SQUARE.get(platform, 1024)
     x = jnp.ones(CACHED * (1 if platform == "cpu" else 8) // 4, jnp.float32)
 
-    def seconds(form: Form) -> float:
-        return _time([compiled(form)])[0]
+    def of(form: Form) -> float:
+        return seconds([compiled(form)])[0]
 
-    copy = 2 * x.nbytes / seconds(Form(lambda x: x + 1, lambda _: (x,)))
+    copy = 2 * x.nbytes / of(Form(lambda x: x + 1, lambda _: (x,)))
     found = {}
     for unit in ("bfloat16", "float32", "int8", "float8"):
         dtype, wide = _types(unit, platform)
         product = functools.partial(jnp.matmul, preferred_element_type=wide)
         arguments = functools.partial(_square, n=n, dtype=dtype)
-        found[unit] = 2 * n**3 / seconds(Form(product, arguments))
+        found[unit] = 2 * n**3 / of(Form(product, arguments))
     return Rates(copy, found)
 
 
@@ -116,14 +105,6 @@ def _types(unit: str, platform: str) -> tuple[Any, Any]:
 def _square(key: Any, *, n: int, dtype: Any) -> Arrays:
     x, w = jax.random.normal(key, (2, n, n)) * (30 if dtype == jnp.int8 else 1)
     return x.astype(dtype), w.astype(dtype)
-
-
-class Program(NamedTuple):
-    """A form, compiled."""
-
-    make: Callable[..., Arrays]  # its arguments from a key
-    run: Callable[..., Any]
-    sets: int  # of arguments: as many as no cache holds together
 
 
 class Prepared(NamedTuple):
@@ -144,20 +125,6 @@ def prepare(workload: Workload) -> Prepared:
             refused[name] = str(reason)
     ours = [name for name in programs if name != "plain"]
     return Prepared(programs, refused, _error(workload, ours[0]) if ours else None)
-
-
-def compiled(form: Form) -> Program:
-    """Raises ValueError where the form does not take its arguments."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = jax.eval_shape(form.arguments, key)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments))
-    sets = max(1, min(64, -(-CACHED // max(size, 1))))
-    return Program(_maker(form.arguments), jax.jit(form.run).lower(*arguments).compile(), sets)
-
-
-@functools.lru_cache(maxsize=8)  # of the forms that share them
-def _maker(arguments: Callable[[Any], Arrays]) -> Callable[..., Arrays]:
-    return jax.jit(arguments).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
 
 
 def _error(workload: Workload, implementation: str) -> Callable[..., Any] | None:
@@ -188,7 +155,7 @@ def measure(
         "shape": name,
         "cost": workload.cost._asdict(),
         "roofline_seconds": reached.seconds(workload.cost),
-        "seconds": dict(zip(programs, _time(list(programs.values())), strict=True)),
+        "seconds": dict(zip(programs, seconds(list(programs.values())), strict=True)),
         "refused": prepared.refused,
         "errors": {n: _judged(programs[n], prepared) for n in programs if n != "plain"},
         "version": version(op),
@@ -202,74 +169,6 @@ def _judged(program: Program, prepared: Prepared) -> float | None:
     found = program.run(*arguments)
     with jax.enable_x64(True):
         return float(prepared.error(found, arguments))
-
-
-def _time(programs: Sequence[Program]) -> list[float]:
-    """Seconds of each, the median over rounds in which they take turns, every run on arguments
-    that the runs between have driven out of every cache; none is zeros, which some devices multiply
-    faster.
-    """
-    keys = jax.random.split(jax.random.key(0), 64)
-    made = {p.make: [p.make(key) for key in keys[: p.sets]] for p in programs}
-    turns = [(_clock(p.run), made[p.make]) for p in programs]
-    start = time.perf_counter()
-    for clock, sets in turns:
-        clock(sets)
-    fewest, most = ROUNDS
-    rounds = max(fewest, min(most, int(BUDGET / (time.perf_counter() - start))))
-    samples = [[clock(sets) / len(sets) for clock, sets in turns] for _ in range(rounds)]
-    return [statistics.median(each) for each in zip(*samples, strict=True)]
-
-
-type Clock = Callable[[list[Arrays]], float]  # seconds of a program on several sets of arguments
-
-
-def _clock(run: Callable[..., Any]) -> Clock:
-    return _device_time(run) or _wall_time(run)
-
-
-class _InTurn(jax.stages.Wrapped):
-    """A program on one set of arguments after another: as one program of its own it would be
-    compiled as often as there are sets, which is what the profiler does with other functions.
-    """
-
-    def __init__(self, run: Callable[..., Any]):
-        self.run = run
-
-    def __call__(self, sets: list[Arrays]) -> list[Any]:
-        return [self.run(*arguments) for arguments in sets]
-
-    def trace(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
-
-    lower = trace
-
-
-def _device_time(run: Callable[..., Any]) -> Clock | None:
-    """Of the kernels alone, as CUPTI counts it."""
-    if dispatch.device().platform != "cuda":
-        return None
-    from jax.experimental.mosaic.gpu import profiler
-
-    measured = profiler.Cupti(finalize=False).measure(_InTurn(run))
-
-    def timed(sets: list[Arrays]) -> float:
-        milliseconds = measured(sets)[1]
-        assert milliseconds is not None, "the program ran no kernel"
-        return milliseconds / 1e3
-
-    return timed
-
-
-def _wall_time(run: Callable[..., Any]) -> Clock:
-    in_turn = _InTurn(run)
-
-    def timed(sets: list[Arrays]) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(in_turn(sets))
-        return time.perf_counter() - start
-
-    return timed
 
 
 def version(op: str) -> str:

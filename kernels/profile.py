@@ -13,6 +13,7 @@ import sys
 import jax
 
 from kernels import bench, dispatch
+from kernels.timing import compiled
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
         sys.exit(f"This is a {where.kind}: kernels run on GPUs of compute {dispatch.CAPABILITY}.")
     cuda = ctypes.CDLL("libcuda.so.1")
     for op, name, workload in todo:
-        program = bench.compiled(bench.forms(workload, where.platform)["mosaic"])
+        program = compiled(bench.forms(workload, where.platform)["mosaic"])
         arguments = program.make(jax.random.key(0))
         jax.block_until_ready(program.run(*arguments))
         print(op, name, flush=True)

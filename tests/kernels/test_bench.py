@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kernels import bench, dispatch, profile
+from kernels import bench, dispatch, profile, timing
 from kernels.workload import Cost, Workload
 
 
@@ -32,8 +32,8 @@ def made_up(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "operations", lambda: found)
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     monkeypatch.setattr(bench, "rates", lambda: bench.Rates(1e10, {"float32": 1e11}))
-    monkeypatch.setattr(bench, "CACHED", 4096)
-    monkeypatch.setattr(bench, "ROUNDS", (3, 3))
+    monkeypatch.setattr(timing, "CACHED", 4096)
+    monkeypatch.setattr(timing, "ROUNDS", (3, 3))
     monkeypatch.setattr(bench, "version", lambda op: "one")
 
     def run(*words):
