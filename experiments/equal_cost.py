@@ -39,15 +39,27 @@ type Costs = Mapping[str, float | None]  # as parts of the model's own
 
 
 def kind(record: Record) -> str:
-    """What was done to the model, by its recipe: "cut, quantized, trained"."""
-    recipe = [step for step in record.get("recipe") or _steps(record["config"]) if step]
+    """What was done to the model, in this order: "cut, trained, quantized"."""
+    done = _history(record["command"], record["config"], record.get("recipe"))
+    return ", ".join(dict.fromkeys(done + [SEARCHED] * is_searched(record))) or "as it is"
+
+
+def _history(command: str, config: Mapping[str, Any], recipe: Sequence[Any] | None) -> list[str]:
+    """Of a run, and before it of those that made its model."""
+    model = config.get("model") or {}
+    before = list[str]()
+    if "command" in model:
+        made = _composed(model["command"], tuple(model["overrides"]))
+        before = _history(model["command"], made, None)
+    return [*before, *_words(recipe or steps(config)), *["trained"] * (command == "train")]
+
+
+def _words(recipe: Sequence[Any]) -> list[str]:
+    recipe = [step for step in recipe if step]
     packages = {step.get("_target_", "").rpartition(".")[0].rpartition(".")[0] for step in recipe}
     if any(step.get("format") or step.get("factors") for step in recipe if _keeps_numbers(step)):
         packages.add(ROUNDS)  # numbers that stay, or factors, are codes too
-    found = [word for package, word in KINDS.items() if package in packages]
-    searched = [SEARCHED] if is_searched(record) else []
-    trained = ["trained"] if record["command"] == "train" else []
-    return ", ".join([*found, *searched, *trained]) or "as it is"
+    return [word for package, word in KINDS.items() if package in packages]
 
 
 def is_searched(record: Record) -> bool:
@@ -56,17 +68,9 @@ def is_searched(record: Record) -> bool:
     return any("budgets" in node for node in nodes) or "subnetwork" in record
 
 
-def _steps(config: Mapping[str, Any]) -> Sequence[Any]:
-    """Of a compression, or of the one that a training begins with."""
-    model = config.get("model") or {}
-    if model.get("command") == "compress":
-        return _composed_steps(tuple(model["overrides"]))
-    return steps(config)
-
-
 @functools.cache
-def _composed_steps(overrides: tuple[str, ...]) -> Sequence[Any]:
-    return steps(resolved(compose(Run("compress", overrides))))
+def _composed(command: Any, overrides: tuple[str, ...]) -> Any:
+    return resolved(compose(Run(command, overrides)))
 
 
 def _keeps_numbers(step: Mapping[str, Any]) -> bool:

@@ -45,6 +45,9 @@ def test_a_kind_is_what_was_done(records):
     model = {"command": "compress", "overrides": ["structure=shortgpt", "algorithm=none"]}
     trained = {"command": "train", "config": {"model": model}}
     assert equal_cost.kind(trained) == "cut, trained"
+    model = {"command": "train", "overrides": ["experiment=distilled_depth_smollm2"]}
+    after = records[1] | {"config": records[1]["config"] | {"model": model}}
+    assert equal_cost.kind(after) == "cut, trained, quantized"
 
 
 def test_costs_are_parts_of_the_whole_model(records):
