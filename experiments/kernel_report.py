@@ -52,9 +52,8 @@ def _measured(device: Device, row: dict[str, Any]) -> list[str]:
         return f"{seconds[name] / best:.2f}" if name in seconds and name != ours else "–"
 
     error = row["errors"].get(ours)
-    earlier = "" if row["version"] == bench.version(row["op"]) else ", earlier code"
     return [
-        f"{device['device']['kind']}{earlier}",
+        _where(device, [row]),
         f"{1e6 * least:.1f}",
         *map(micro, ("mosaic", "xla", "plain")),
         f"{cost['bytes'] / best / 1e9:.0f}",
@@ -83,7 +82,7 @@ def summary(devices: Sequence[Device]) -> list[list[str]]:
             reached = [row["roofline_seconds"] / row["seconds"]["mosaic"] for row in mine]
             rows.append([
                 f"`{op}`",
-                device["device"]["kind"],
+                _where(device, mine),
                 str(len(mine)),
                 str(sum(gain > 1 for gain in gains)),
                 _span(gains, "{:.2f}"),
@@ -92,6 +91,12 @@ def summary(devices: Sequence[Device]) -> list[list[str]]:
                 f"{max(errors):.1e}" if errors else "–",
             ])  # fmt: skip
     return rows
+
+
+def _where(device: Device, rows: Sequence[dict[str, Any]]) -> str:
+    """The device, and whether the code has changed since."""
+    stands = all(row["version"] == bench.version(row["op"]) for row in rows)
+    return device["device"]["kind"] + ("" if stands else ", earlier code")
 
 
 def _gains(rows: Sequence[dict[str, Any]], form: str) -> list[float]:

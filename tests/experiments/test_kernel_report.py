@@ -53,6 +53,7 @@ def test_times_of_code_that_has_changed_are_told_apart(monkeypatch):
     monkeypatch.setattr(bench, "version", lambda op: "y")
     _, row = kernel_report.table("product", [GPU])
     assert row[3] == "NVIDIA H200, earlier code"
+    assert kernel_report.summary([GPU])[1][1] == "NVIDIA H200, earlier code"
 
 
 def test_a_summary_has_the_least_and_the_most_of_an_operation():
