@@ -124,13 +124,13 @@ def _unknown_key(name: str, error: Exception, job: Sequence[str]) -> UserError:
     if not match:
         return UserError(f"{sentence} (in {name} {' '.join(job)}).")
     key = match[1].split("@")[0]
+    if others := _commands(key):
+        return UserError(f"{name} has no setting {key}: it is one of {' and '.join(others)}.")
     groups = [o for o in job if "." not in o.split("=")[0] or o.startswith("hydra.searchpath")]
     try:
         known = hydra.compose(name, [g for g in groups if g.split("=")[0].lstrip("+~") != key])
     except HydraException:
         known = hydra.compose(name)
-    if others := _commands(key):
-        return UserError(f"{name} has no setting {key}: it is one of {' and '.join(others)}.")
     keys = list(_dotted(OmegaConf.to_container(known, resolve=False)))
     loader = GlobalHydra.instance().config_loader()
     keys += [str(group) for group in loader.list_groups("") if group != "hydra"]

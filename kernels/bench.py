@@ -22,7 +22,7 @@ import pkgutil
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,51 +248,61 @@ def main() -> None:
     parser.add_argument("--part", type=part, help="of several that are started at once: 2/8")
     asked = parser.parse_args()
     todo, where = list(selected(asked.op, asked.shape)), dispatch.device()
-    path = place(where.kind)
     if where.capability != dispatch.CAPABILITY:
         print(f"This is a {where.kind}: kernels do not run here, XLA's forms do.")
-    ready: dict[tuple[str, str], Prepared | None] = {}
-    failed = 0
+    path = place(where.kind)
+    ready: Ready = {}
     if asked.part is not None:
         nth, parts = asked.part
         todo = todo[nth - 1 :: parts]
         with _locked(fcntl.LOCK_SH):
             kept = set() if asked.again else _kept(_read(path))
-            ready = {
-                (op, name): _tried(op, name, functools.partial(prepare, workload))
-                for op, name, workload in todo
-                if (op, name) not in kept
-            }
+            for op, name, workload in todo:
+                if (op, name) not in kept:
+                    ready[op, name] = _tried(op, name, functools.partial(prepare, workload))
     with _locked(fcntl.LOCK_EX):
-        record = _read(path)
-        kept = set() if asked.again else _kept(record)
-        about = {"device": where._asdict(), "jax": jax.__version__}
-        if asked.part is None or asked.again or not about.items() <= record.items():
-            record |= about | {"rates": rates()._asdict()}
-        reached = Rates(**record["rates"])
-        rows = {(row["op"], row["shape"]): row for row in record["rows"]}
-        for n, (op, name, workload) in enumerate(todo, 1):
-            print(f"[{n}/{len(todo)}] ", end="", flush=True)
-            if (op, name) in kept:
-                print(f"{op} {name}: kept")
-                continue
-            if (least := reached.seconds(workload.cost)) > LONGEST:
-                print(f"{op} {name}: {least:.1f} s a run at this device's rates, left out")
-                continue
-            compiling = functools.partial(prepare, workload)
-            prepared = ready.pop((op, name), None) or _tried(op, name, compiling)
-            found = prepared and _tried(
-                op, name, functools.partial(measure, op, name, workload, prepared, reached)
-            )
-            if found is None:
-                failed += 1
-                continue
-            rows[op, name] = found
-            print(line(found), flush=True)
-            save(path, record | {"rows": list(rows.values())})
-        save(path, record | {"rows": list(rows.values())})
+        failed = _record(todo, path, ready, asked.again, rated=asked.part is not None)
     if failed:
         sys.exit(f"{failed} of {len(todo)} could not be measured: what was in the way is above.")
+
+
+type Ready = dict[tuple[str, str], Prepared | None]  # by operation and shape; None: it failed
+
+
+def _record(
+    todo: Sequence[tuple[str, str, Workload]], path: Path, ready: Ready, again: bool, rated: bool
+) -> int:
+    """Measure and write down each that is not recorded, and say how many could not be.
+
+    rated: what the record has of the device's rates will do.
+    """
+    record, where, failed = _read(path), dispatch.device(), 0
+    kept = set() if again else _kept(record)
+    about = {"device": where._asdict(), "jax": jax.__version__}
+    if again or not rated or not about.items() <= record.items():
+        record |= about | {"rates": rates()._asdict()}
+    reached = Rates(**record["rates"])
+    rows = {(row["op"], row["shape"]): row for row in record["rows"]}
+    for n, (op, name, workload) in enumerate(todo, 1):
+        print(f"[{n}/{len(todo)}] ", end="", flush=True)
+        if (op, name) in kept:
+            print(f"{op} {name}: kept")
+            continue
+        if (least := reached.seconds(workload.cost)) > LONGEST:
+            print(f"{op} {name}: {least:.1f} s a run at this device's rates, left out")
+            continue
+        compiling = functools.partial(prepare, workload)
+        prepared = ready.pop((op, name), None) or _tried(op, name, compiling)
+        measuring = functools.partial(measure, op, name, workload, reached=reached)
+        found = prepared and _tried(op, name, functools.partial(measuring, prepared))
+        if found is None:
+            failed += 1
+            continue
+        rows[op, name] = found
+        print(line(found), flush=True)
+        save(path, record | {"rows": list(rows.values())})
+    save(path, record | {"rows": list(rows.values())})
+    return failed
 
 
 def _tried[T](op: str, name: str, what: Callable[[], T]) -> T | None:

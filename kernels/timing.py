@@ -33,8 +33,7 @@ class Program(NamedTuple):
 
 def compiled(form: Form) -> Program:
     """Raises ValueError where the form does not take its arguments."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = jax.eval_shape(form.arguments, key)
+    arguments = jax.eval_shape(form.arguments, jax.random.key(0))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments))
     sets = max(1, min(64, -(-CACHED // max(size, 1))))
     return Program(_maker(form.arguments), jax.jit(form.run).lower(*arguments).compile(), sets)
@@ -42,7 +41,7 @@ def compiled(form: Form) -> Program:
 
 @functools.lru_cache(maxsize=8)  # of the forms that share them
 def _maker(arguments: Callable[[Any], Arrays]) -> Callable[..., Arrays]:
-    return jax.jit(arguments).lower(jax.eval_shape(lambda: jax.random.key(0))).compile()
+    return jax.jit(arguments).lower(jax.random.key(0)).compile()
 
 
 def seconds(programs: Sequence[Program]) -> list[float]:

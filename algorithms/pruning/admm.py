@@ -49,11 +49,9 @@ class ADMMConfig:
 
     def kept(self, n: int) -> np.ndarray:
         """Of n weights, how many stay in each of the steps in which the mask is chosen."""
-        keep, block, k = self.pattern.keep, self.pattern.block, self.gradual_steps
-        gone, whole = self.pattern.gone, keep is not None and block is not None
-        last = n * keep // block if whole else self.pattern.kept(n)  # type: ignore[operator]
+        gone, k = self.pattern.gone, self.gradual_steps
         grown = [n - int(n * (gone - gone * (1 - t / k) ** 3)) for t in range(1, k)]
-        return np.array([*grown, last], np.int32)
+        return np.array([*grown, self.pattern.kept(n)], np.int32)
 
 
 def admm(

@@ -95,7 +95,11 @@ class Pattern:
             )
 
     def kept(self, n: int) -> int:
-        """Of n weights that are compared with one another; the official codes' rounding."""
+        """Of n weights that are compared with one another; the official codes' rounding. Of whole
+        blocks, all together.
+        """
+        if self.keep is not None and self.block is not None:
+            return n * self.keep // self.block
         return n - int(n * self.sparsity)
 
     def of_rows(self, scores: Float[Array, "o i"]) -> Bool[Array, "o i"]:

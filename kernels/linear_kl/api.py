@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kernels import dispatch
+from kernels.linear_cross_entropy.api import bucket as of_student
 from kernels.linear_kl import mosaic, reference, xla
 from kernels.linear_kl.divergence import Divergence
 
@@ -46,7 +47,7 @@ def linear_kl(
     divergence = Divergence(kind, beta, temperature)
     return dispatch.run(
         "linear_kl", IMPLEMENTATIONS, implementation, *arrays,
-        lacks=mosaic.lacks(*arrays), bucket=bucket(h_s, w_s, h_t, kind), divergence=divergence,
+        lacks=mosaic.lacks(*arrays), bucket=bucket(h_s, w_s, kind), divergence=divergence,
     )  # fmt: skip
 
 
@@ -71,10 +72,7 @@ def _check(h_s, w_s, h_t, w_t, kind, temperature, beta) -> None:
         raise ValueError(f"beta={beta} must lie between 0 and 1: the ends are no divergence.")
 
 
-def bucket(h_s, w_s, h_t, kind: str) -> str:
-    """Shapes whose speed is alike: by the work of a tile, and by how many there are."""
-    tokens = "T>=2048" if h_s.shape[0] >= 2048 else "T<2048"
-    vocabulary = "V>=65536" if w_s.shape[0] >= 65536 else "V<65536"
+def bucket(h_s, w_s, kind: str) -> str:
+    """Shapes whose speed is alike: by the passes of a kind, and as the student's cross-entropy."""
     passes = "jsd" if kind == "jsd" else "kl"
-    width = "D>=1024" if h_s.shape[1] >= 1024 else "D<1024"  # the student's, which is less
-    return f"{passes}, {tokens}, {width}, {vocabulary}"
+    return f"{passes}, {of_student(h_s, w_s)}"
