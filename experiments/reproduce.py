@@ -21,7 +21,7 @@ from experiments.errors import UserError
 from experiments.papers import pages
 from experiments.papers.claims import PERPLEXITY, Verdict, judge, runs_of
 from experiments.papers.facts import Page, Published
-from experiments.papers.lookup import Run, beginning, compose, identity_of, run_at
+from experiments.papers.lookup import NotRecorded, Run, beginning, compose, identity_of, run_at
 from experiments.progress import console
 from experiments.publication import key, publish
 from experiments.report import Record, label, number
@@ -49,12 +49,12 @@ class Reproduction:
         self.crashed = False
 
     def find(self, run: Run) -> list[Record]:
-        """The records of a run, made where they were not before; UserError: what it needs."""
+        """The records of a run, made where they were not before; NotRecorded: what it needs."""
         whole = dataclasses.replace(run, overrides=(*run.overrides, *self.extra))
         try:
             identity = identity_of(whole)
         except UserError as error:
-            raise UserError(str(error).rstrip(".")) from error
+            raise NotRecorded(str(error).rstrip(".")) from error
         seeds = self.page.seeds if run.command == "train" else ()
         return [self._one(whole, identity, seed) for seed in seeds or (None,)]
 
@@ -66,7 +66,7 @@ class Reproduction:
             console.print(Text(str(run), style="dim"), soft_wrap=True)
             self._make(run, at)
         if at in self.failed:
-            raise UserError(self.failed[at])
+            raise NotRecorded(self.failed[at])
         return self.done[at].record
 
     def _make(self, run: Run, at: tuple[str, int | None]) -> None:
@@ -107,7 +107,7 @@ class Reproduction:
     def _beside(self, what: str, published: float, run: Run) -> list[str]:
         try:
             ours = number(self.find(run)[0], PERPLEXITY)
-        except UserError as error:
+        except NotRecorded as error:
             return [what, f"{published:g}", f"NOT RUN (needs: {error})", "–"]
         return [what, f"{published:g}", f"{ours:.2f}", f"{ours - published:+.2f}"]
 

@@ -270,7 +270,10 @@ def _trained(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
 def _claims(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     stem, scale = wanted["claims"], wanted.get("scale", pages.EMBEDDED)
     pages.find(survey.pages, stem)
-    return maps.claims(judge_page(stem, scale, survey.pages, survey.find))
+    try:
+        return maps.claims(judge_page(stem, scale, survey.pages, survey.find))
+    except UserError as error:
+        raise UserError(f"papers/{stem}.md has a claim of what {error}") from error
 
 
 def _published(survey: Survey, wanted: Mapping[str, str], where: str) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from experiments.errors import UserError
 from experiments.papers.facts import Claim, Page
-from experiments.papers.lookup import Find, Run, run_at
+from experiments.papers.lookup import Find, NotRecorded, Run, run_at
 from experiments.report import Record, loss_differences, number
 from experiments.statistics import Estimate, estimate
 
@@ -82,7 +82,7 @@ def judge(claim: Claim, scale: str, runs: tuple[Run, Run], find: Find) -> Verdic
     for run in runs:
         try:
             sides.append(find(run))
-        except UserError as error:
+        except NotRecorded as error:
             needs.append(str(error))
     if needs:
         return Verdict(claim, "NOT RUN", " and ".join(dict.fromkeys(needs)), expected)

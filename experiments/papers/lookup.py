@@ -43,10 +43,10 @@ class Run:
 
 
 class NotRecorded(UserError):
-    """A run that could be made, and that no record is of."""
+    """No record is of a run: what it needs, in words. Any other error is a mistake in its name."""
 
 
-Find = Callable[[Run], list[Record]]  # one record per seed; UserError: what it needs
+Find = Callable[[Run], list[Record]]  # one record per seed; NotRecorded: what it needs
 
 
 def parse(text: str) -> Run:
@@ -133,10 +133,12 @@ def _command_set_aside() -> Iterator[None]:
 
 @functools.cache
 def identity_of(run: Run) -> str:
-    """Which experiment a run is; raises UserError while an input that it names is missing."""
+    """Which experiment a run is; NotRecorded while an input that it names is missing, UserError for
+    an override that fits nothing.
+    """
     config = compose(run)
     if missing := sorted(map(str, OmegaConf.missing_keys(config))):
-        raise UserError(", ".join(f"{key}=…" for key in missing))
+        raise NotRecorded(", ".join(f"{key}=…" for key in missing))
     return identity(run.command, resolved(config))
 
 
@@ -149,8 +151,10 @@ def finder(records: Iterable[Record]) -> Find:
     def find(run: Run) -> list[Record]:
         try:
             mine = found.get(identity_of(run), [])
+        except NotRecorded as error:
+            raise NotRecorded(f"`{run}`, and for it: {error}") from error
         except UserError as error:
-            raise UserError(f"`{run}`, and for it: {str(error).rstrip('.')}") from error
+            raise UserError(f"`{run}` is no run: {error}") from error
         if not mine:
             raise NotRecorded(f"`{run}`")
         return mine

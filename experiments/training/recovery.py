@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.errors import UserError
-from experiments.papers.lookup import Find, Run
+from experiments.papers.lookup import Find, NotRecorded, Run
 from experiments.plots import COLORS, save
 from experiments.report import Record, label, loss_differences
 
@@ -40,7 +39,7 @@ def curves(records: Iterable[Record], reference: Record, find: Find) -> list[Cur
         if len(seen) > 1 and loss_differences(record, reference) is not None:
             try:
                 (start, *_) = find(Run("compress", tuple(model["overrides"])))
-            except UserError:
+            except NotRecorded:
                 continue
             found.append(_curve(record, start, seen))
     return sorted(found, key=lambda curve: curve.losses[-1])

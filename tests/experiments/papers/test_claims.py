@@ -175,6 +175,13 @@ def test_a_run_that_lacks_a_value_names_it():
     )
 
 
+def test_a_run_that_is_misspelt_is_a_mistake_and_not_one_that_has_yet_to_run():
+    for wrong in ("algorithm=gptq algorithm.bit=3", "model=made model.overrides=[experiment=c1]"):
+        with pytest.raises(UserError, match="is no run") as found:
+            judge(claim(), "embedded", (parse(wrong), parse("float")), finder([]))
+        assert not isinstance(found.value, lookup.NotRecorded)
+
+
 def commanded(command):
     """The identities of all runs of a command line, sweeps spread out."""
     _, _, module, *words = shlex.split(command)
