@@ -59,7 +59,8 @@ def _jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(
-            f"{_first_line(error)}: give settings as key=value, quoted where the shell needs it."
+            f"{_first_line(error)}: give settings as key=value, quoted where the shell needs it, "
+            "and those within a list once more: 'model.overrides=[\"algorithm=rtn\"]'."
         ) from error
     yield from (list(job) for job in itertools.product(*map(_values, parsed)))
 

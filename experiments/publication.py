@@ -1,8 +1,9 @@
 """Records that documents quote: finished runs copied into papers/results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import records
 from experiments.errors import UserError
@@ -38,9 +39,17 @@ def publish(done: Sequence[Done], folder: Path) -> list[Path]:
 
 
 def _without_places(record: Record) -> Record:
-    """Where the run lay is of the machine that made it, and no part of what was computed."""
-    config = record.get("config")
-    return {**record, "config": {**config, "runs": "runs"}} if config else record
+    """Where a run lay, and the one that made its model, is of the machine that made it, and no part
+    of what was computed.
+    """
+    return {**record, "config": _placed(record["config"])} if "config" in record else record
+
+
+def _placed(config: Any) -> Any:
+    """A configuration whose runs lie where they do by default."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: "runs" if key == "runs" else _placed(value) for key, value in config.items()}
 
 
 def _target(done: Done, folder: Path) -> Path:

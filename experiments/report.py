@@ -19,6 +19,7 @@ from experiments.runs.identity import EXCLUDED, SEEDS, seeds_label
 from experiments.statistics import Estimate, estimate
 from experiments.step_labels import (
     allocation_label,
+    origin,
     step_label,
     training_label,
     with_options,
@@ -47,7 +48,7 @@ def label(record: Record) -> str:
         words.append(allocation_label(allocation))
     asked = record["config"].get("model", {})  # an endpoint is known by its name
     own = asked["name"] if "url" in asked and not record["config"].get("checkpoint") else "float"
-    return " + ".join(words) or record.get("stored_as") or own
+    return (" + ".join(words) or record.get("stored_as") or own) + origin(record["config"])
 
 
 def labels(records: Sequence[Record]) -> list[str]:

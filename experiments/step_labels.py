@@ -136,9 +136,14 @@ def training_label(config: Mapping[str, Any]) -> str:
         if name != "CrossEntropy":
             stabilized = "rs" if node.get("rank_stabilized") else ""
             words.append(stabilized + (TRAINED.get(name) or name.replace("_", " ")))
-    made = config["model"] if config["model"].get("command") == "compress" else {}
-    began = f" from {' '.join(made['overrides'])}" if made else ""  # what was compressed how
-    return " + ".join(words) + began
+    compressed = config["model"].get("command") == "compress"  # what was trained, its page says
+    return " + ".join(words) + (origin(config) if compressed else "")
+
+
+def origin(config: Mapping[str, Any]) -> str:
+    """Which run made the model that a run began with: " from algorithm=gptq bits=3"; else empty."""
+    model = config.get("model") or {}
+    return f" from {' '.join(model['overrides'])}" if "command" in model else ""
 
 
 def _networks_words(node: Mapping[str, Any]) -> str:

@@ -109,19 +109,19 @@ class Survey:
         return [reference, *sorted(mine, key=_order)]
 
     def sized(self) -> list[Record]:
-        """The float model, and all that was made of it whose size is on record: compressed, and
-        trained afterwards.
+        """The float model, and all that was made of it whose size is on record: compressed,
+        trained afterwards, and compressed again.
         """
         reference, *compressed = self.embedded()
-        trained = [
+        further = [
             record
             for record in self.records.values()
-            if record["command"] == "train"
+            if (record["command"] == "train" or "command" in (record["config"].get("model") or {}))
             and record.get("footprint")
             and loss_differences(record, reference) is not None
         ]
         weights = [run for run in compressed if size(run).activations is None]
-        return [reference, *weights, *sorted(trained, key=_order)]
+        return [reference, *weights, *sorted(further, key=_order)]
 
     def render(self, text: str, where: str) -> str:
         """The document with its tables as records and facts have them."""

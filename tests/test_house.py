@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 
 import hydra
@@ -121,6 +122,12 @@ def test_data_are_configured_with_their_own_defaults(name):
 def test_no_document_is_stale():
     """Tables, pictures, facts and bibliography; tests/experiments/test_survey.py shows it works."""
     assert list(survey.Survey().problems()) == []
+
+
+def test_no_record_names_a_place_of_the_machine_that_made_it():
+    kept = [*(ROOT / "papers" / "results").rglob("*.json"), *(ROOT / "kernels").rglob("*.json")]
+    assert len(kept) > 100
+    assert [path.name for path in kept if re.search(r': "(/|[A-Z]:\\\\)', path.read_text())] == []
 
 
 def test_the_map_of_the_house_names_every_room():

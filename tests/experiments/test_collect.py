@@ -151,11 +151,17 @@ def test_the_command_writes_whole_tables(tmp_path, monkeypatch, capsys):
 
 
 def test_a_sweeps_records_are_published(tmp_path, monkeypatch, capsys):
-    runs = store(tmp_path / "runs", record("float"), record(GPTQ + "4", 0.2))
+    of_made = record(
+        "model=made model.overrides=['algorithm=rtn'] model.runs=/here algorithm=gptq", 0.3
+    )
+    runs = store(tmp_path / "runs", record("float"), record(GPTQ + "4", 0.2), of_made)
     command(monkeypatch, runs, "--publish", tmp_path / "results")
     kept = collect.gather([tmp_path / "results"])
     assert {each["identity"] for each in kept} == {r["identity"] for r in collect.gather([runs])}
-    assert "published 2 records" in capsys.readouterr().err
+    assert "published 3 records" in capsys.readouterr().err
+    (made,) = [each for each in kept if each["identity"] == of_made["identity"]]
+    assert made["config"]["model"]["runs"] == made["config"]["runs"] == "runs"
+    assert made["config"]["model"]["overrides"] == ["algorithm=rtn"]
 
 
 def test_what_lacks_the_metric_is_listed(tmp_path, monkeypatch, capsys):

@@ -59,6 +59,9 @@ def test_labels_say_what_was_done():
     inner = record("x.gptq")["config"]["algorithm"]
     factorized = {"_target_": "x.svd_llm", "ratio": 0.8, "factors": inner}
     assert step_label(factorized) == "SVD-LLM 80 % left in GPTQ 4 bit g64"
+    again = record("x.gptq")
+    again["config"]["model"] = {"command": "train", "overrides": ["experiment=c1", "steps=9"]}
+    assert report.label(again) == "GPTQ 4 bit g64 from experiment=c1 steps=9"
 
 
 def test_differences_are_paired_by_window():

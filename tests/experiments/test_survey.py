@@ -195,6 +195,16 @@ def test_runs_of_other_models_and_windows_stay_out(root):
     assert list(Survey(root).problems()) == []
 
 
+def test_a_compression_of_what_another_run_made_stands_among_those_of_equal_cost(root):
+    made = "model=made model.overrides=['algorithm=rtn'] algorithm=gptq algorithm.format.bits=2"
+    record = synthetic.record(made, model={"location": "x", "digest": "other"})
+    (root / survey.RESULTS / "made.json").write_text(json.dumps(record))
+    value = f"**{record['metrics']['perplexity']['value']:.2f}**"
+    assert f"{value} GPTQ 2 bit g64 from algorithm=rtn" in Survey(root).render(
+        "<!-- results:begin map=costs -->\n<!-- results:end -->", "page"
+    )
+
+
 def test_what_is_reported_of_training_is_shown(root):
     values = {"AdamW": 5625.0, "SOAP": 3125.0}
     page = dataclasses.replace(
