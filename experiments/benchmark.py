@@ -1,8 +1,8 @@
 """Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
-being killed, how far estimates are off, whether large models pass, what damaged files do, which
-optimizer learns fastest and what it costs, what a teacher's largest logits are worth, how
-activations grow with the width, our mathematics against scikit-learn's and SciPy's, the
-spectrum of a loss: python -m experiments.benchmark what=[gptq,memory,…]
+being killed, how far estimates are off, whether large models pass, what damaged files do, what
+algorithms cost, which optimizer learns fastest and what it costs, what a teacher's largest logits
+are worth, how activations grow with the width, our mathematics against scikit-learn's and SciPy's,
+the spectrum of a loss: python -m experiments.benchmark what=[gptq,memory,…]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -26,6 +26,7 @@ from experiments.data.corpora import STORED
 from experiments.entry import build, entry_point, resolved
 from experiments.errors import UserError
 from experiments.evaluation import floor
+from experiments.measurements.algorithms import algorithm_costs, phases, seconds
 from experiments.measurements.estimates import estimates
 from experiments.measurements.hostile.campaign import hostile
 from experiments.measurements.interruptions import interruptions
@@ -58,6 +59,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "interruptions": lambda plain, source, folder: interruptions(plain, folder),
         "hostile": lambda plain, source, folder: hostile(plain, folder),
         "estimates": lambda plain, source, folder: estimates(plain, source, folder, our_run),
+        "algorithm_costs": lambda plain, source, folder: algorithm_costs(plain, folder, our_run),
         "optimizers": lambda plain, source, folder: optimizers(plain),
         "optimizer_costs": lambda plain, source, folder: optimizer_costs(plain),
         "trainer": lambda plain, source, folder: trainer(plain, folder),
@@ -97,15 +99,11 @@ def gptq_row(
     source: Source, windows: int, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Times of one setting: the median run with its parts, the floor, the peer."""
-    totals = [r["seconds"]["compress"] - r["seconds"]["compress_compile"] for r in ours]
+    totals = list(map(seconds, ours))
     middle = ours[totals.index(statistics.median_low(totals))]
     context = middle["data"]["shape"][1]
     rate = floor.product_rate(source.config, middle["config"]["walk"]["chunk"] * context)
     work = floor.operations(source.config, windows, context)
-    parts: dict[str, float] = {}
-    for layer in middle["layers"]:
-        for phase, seconds in layer["seconds"].items():
-            parts[phase] = parts.get(phase, 0.0) + seconds
     least = sum(work.values()) / rate
     total = statistics.median_low(totals)
     row = {
@@ -113,7 +111,7 @@ def gptq_row(
         "seconds": total,
         "seconds_all": totals,
         "compile_seconds": middle["seconds"]["compress_compile"],
-        "parts_with_compile": parts,
+        "parts_with_compile": phases(middle),
         "perplexity": middle["metrics"]["perplexity"]["value"],
         "peak_memory": middle["peak_memory"],
         "operations": work,

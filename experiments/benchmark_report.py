@@ -25,6 +25,7 @@ def markdown(record: Record, what: str) -> str:
         "estimates": _estimate_rows,
         "scale": _scale_rows,
         "hostile": _hostile_rows,
+        "algorithm_costs": _algorithm_cost_rows,
         "trainer": _trainer_rows,
         "optimizer_costs": _optimizer_cost_rows,
         "teacher_logits": _teacher_logits_rows,
@@ -170,6 +171,22 @@ def _trainer_rows(row: dict[str, Any]) -> list[list[str]]:
     cells = [*(f"{statistics.median(each):,.0f}" for each in speeds), f"{row['overhead']:+.1%}"]
     cells += [str(row["compilations"]), *(f"{each / 1e6:.1f}" for each in memory)]
     return [header, cells]
+
+
+def _algorithm_cost_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The first is what the others are multiples of; seconds are medians over turns."""
+    header = ["algorithm", f"times {results[0]['algorithm']}'s time", "seconds", "compile", *PARTS]
+    rows = [
+        [
+            row["algorithm"],
+            f"{row['times_first']:.2f}",
+            f"{statistics.median(row['seconds']):.1f}",
+            f"{row['compile_seconds']:.1f}",
+            *(f"{row['phases_with_compile'].get(part, 0.0):.1f}" for part in PARTS),
+        ]
+        for row in results
+    ]
+    return [header, *rows]
 
 
 def _optimizer_cost_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
