@@ -18,4 +18,5 @@ from algorithms.linalg.stochastic import diagonal as diagonal
 from algorithms.linalg.stochastic import spectrum as spectrum
 from algorithms.linalg.stochastic import trace as trace
 from algorithms.linalg.svd import pca as pca
+from algorithms.linalg.svd import randomized_eigh as randomized_eigh
 from algorithms.linalg.svd import randomized_svd as randomized_svd

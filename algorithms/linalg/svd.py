@@ -1,4 +1,5 @@
-"""Leading singular triples of a matrix by a randomized range finder, and principal components.
+"""Leading singular triples of a matrix, or eigenvectors of one that is known by its products, by a
+randomized range finder; and principal components.
 
 Halko, Martinsson, Tropp, SIAM Review 2011, arXiv:0909.4061. For M [m, n], a rank k and p columns
 more, with Ω [n, k + p] of standard normal numbers:
@@ -9,14 +10,19 @@ lost, ‖M - Q Qᵀ M‖, comes near σ_{k+1}, the least that any Q of k columns
 reaches min(m, n) nothing is lost.
 
 A factorization takes O(m n (k + p)) operations in place of O(m n min(m, n)).
+
+A positive semidefinite A [n, n] is its own power iteration (their Section 5.3):
+    Q = orth(Ω),   then q times   Q <- orth(A Q),   Qᵀ A Q = V Λ Vᵀ,   U = Q V.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from algorithms.numerics import widened
@@ -60,6 +66,36 @@ def randomized_svd(
     q, _ = lax.scan(power, _orthonormal(m @ sketch), length=iterations)
     u, s, v_t = jnp.linalg.svd(q.mT @ m, full_matrices=False)
     return q @ u[..., :rank], s[..., :rank], v_t[..., :rank, :]
+
+
+def randomized_eigh(
+    key: Key[Array, ""],
+    product: Callable[[Float[Array, "n c"]], Float[Array, "n c"]],
+    size: int,
+    rank: int,
+    *,
+    oversampling: int = 10,
+    iterations: int = 4,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, " k"], Float[Array, "n k"]]:
+    """(λ, U) of the `rank` largest eigenvalues of a positive semidefinite A [n, n], the largest
+    first.
+
+    product: V -> A V for blocks of columns, such as v -> m @ (m.T @ v) for the left singular
+    vectors of M, whose Gram matrix is never formed. size: n. oversampling: p, columns of Ω beyond
+    the rank. iterations: q; each costs a product. dtype: of the columns.
+
+    Raises ValueError for a rank, oversampling or iterations that mean nothing.
+    """
+    columns = _columns((size, size), rank, oversampling, iterations)
+
+    def power(q: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return _orthonormal(product(q)), None
+
+    sketch = _orthonormal(jax.random.normal(key, (size, columns), dtype))
+    q, _ = lax.scan(power, sketch, length=iterations)
+    values, vectors = jnp.linalg.eigh(q.T @ product(q))
+    return values[::-1][:rank], (q @ vectors[:, ::-1])[:, :rank]
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "oversampling", "iterations"))

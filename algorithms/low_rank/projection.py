@@ -8,12 +8,16 @@ U Σ Vᵀ R⁻¹ that papers write, Σ Vᵀ = Uᵀ E R.) R is never inverted, an
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from algorithms.layerwise import LayerwiseMethod, Statistics
+from algorithms.linalg import randomized_eigh
 from algorithms.tensors.low_rank import LowRankTensor, SumTensor
+
+MANY, FEW = 1024, 16  # directions from which on, and the part of them up to which, sketches pay
 
 Basis = Callable[[Float[Array, "o i"], Statistics], Float[Array, "o r"]]
 
@@ -23,9 +27,11 @@ def leading(m: Float[Array, "o i"], rank: int) -> Float[Array, "o r"]:
 
     By the eigenvectors of M's smaller Gram matrix, four to nine times as fast here as a singular
     value decomposition. In float32 it does not tell apart values below 3e-4 of the largest, whose
-    part of ‖M‖² is as small as rounding.
+    part of ‖M‖² is as small as rounding. Few of many are found by products alone.
     """
     o, i = m.shape
+    if few_of_many(rank, min(o, i)):
+        return _by_products(lambda v: m @ (m.T @ v), o, rank, m.dtype)
     if o <= i:
         return top_eigenvectors(m @ m.T, rank)
     q, _ = jnp.linalg.qr(m @ top_eigenvectors(m.T @ m, rank))
@@ -38,13 +44,34 @@ def top_eigenvectors(gram: Float[Array, "n n"], rank: int) -> Float[Array, "n r"
     return vectors[:, ::-1][:, : min(rank, len(gram))]
 
 
+def few_of_many(rank: int, n: int) -> bool:
+    """Whether a randomized range finder is the faster way to `rank` of n directions. What it keeps
+    of an error like rounding's, whose spectrum is flat, is less by a few thousandths
+    (algorithms/README.md has both numbers).
+    """
+    return n >= MANY and FEW * rank <= n
+
+
+def _by_products(
+    product: Callable[[Float[Array, "n c"]], Float[Array, "n c"]],
+    n: int,
+    rank: int,
+    dtype: DTypeLike,
+) -> Float[Array, "n r"]:
+    """The leading eigenvectors of what `product` multiplies by; the same ones each time."""
+    return randomized_eigh(jax.random.key(0), product, n, rank, dtype=dtype)[1]
+
+
 def leading_in_output(
     e: Float[Array, "o i"], gram: Float[Array, "i i"], rank: int
 ) -> Float[Array, "o r"]:
     """Those of E R for G = X Xᵀ = R Rᵀ: of what E does to the activations.
 
-    Only their span counts, so where E has few rows E G Eᵀ serves, without R.
+    Only their span counts, so where E has few rows E G Eᵀ serves, without R; so do its products
+    where few of many directions are asked for.
     """
+    if few_of_many(rank, min(e.shape)):
+        return _by_products(lambda v: e @ (gram @ (e.T @ v)), len(e), rank, e.dtype)
     if e.shape[0] <= e.shape[1]:
         return top_eigenvectors(e @ gram @ e.T, rank)
     return leading(e @ root(gram), rank)

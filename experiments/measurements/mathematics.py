@@ -34,6 +34,7 @@ from algorithms.linalg import (
     pca,
     polar_express,
     polar_factor,
+    randomized_eigh,
     randomized_svd,
 )
 from algorithms.transport import sinkhorn
@@ -134,6 +135,24 @@ def _randomized_svd(n: int, rng: np.random.Generator) -> Case:
     return Case(
         f"{n} × {n}, rank 32", (_decaying(n, rng),),
         lambda m: randomized_svd(jax.random.key(0), m, 32)[1], SKLEARN, theirs, _largest,
+    )  # fmt: skip
+
+
+def _randomized_eigh(n: int, rng: np.random.Generator) -> Case:
+    """Of an error as rounding's, its columns as uneven as activations are. Apart: the part of what
+    the best directions keep that ours lose.
+    """
+    e = (rng.uniform(-1, 1, (n, n)) * np.exp(rng.normal(size=n))).astype(np.float32)
+
+    def ours(e: Any) -> Any:
+        return randomized_eigh(jax.random.key(0), lambda v: e @ (e.T @ v), n, 32)[0].sum()
+
+    def theirs(e: Any) -> Any:
+        return scipy.linalg.eigvalsh(e @ e.T, subset_by_index=(n - 32, n - 1)).sum()
+
+    return Case(
+        f"{n} × {n}, rank 32", (e,), ours, "scipy", theirs,
+        lambda ours, theirs: float(1 - ours / theirs),
     )  # fmt: skip
 
 
@@ -248,6 +267,7 @@ def _assignment(n: int, rng: np.random.Generator) -> Case:
 CASES: dict[str, Callable[[int, np.random.Generator], Case]] = {
     "kmeans": _kmeans,
     "randomized_svd": _randomized_svd,
+    "randomized_eigh": _randomized_eigh,
     "pca": _pca,
     "lanczos": _lanczos,
     "cg": _conjugate_gradient,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from algorithms.linalg import pca, randomized_svd
+from algorithms.linalg import pca, randomized_eigh, randomized_svd
 from tests.algorithms.test_clustering import equations
 
 KEY = jax.random.key(0)
@@ -79,6 +79,37 @@ def test_gradients_are_those_of_finite_differences(x64):
     np.testing.assert_allclose(np.sum(both(m)[1] * direction), expected, rtol=1e-6)
 
 
+def gram(n, decay):
+    m = matrix(n, n, decay)
+    return jnp.asarray(m @ m.T)
+
+
+def test_eigenvectors_of_all_columns_are_the_whole_decomposition(x64):
+    a = gram(12, 0.8)
+    values, u = map(np.asarray, randomized_eigh(KEY, lambda v: a @ v, 12, 12, iterations=0,
+                                                dtype=jnp.float64))  # fmt: skip
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(a)[::-1], atol=1e-12)
+    np.testing.assert_allclose((u * values) @ u.T, a, atol=1e-12)
+    np.testing.assert_allclose(u.T @ u, np.eye(12), atol=1e-12)
+
+
+def test_leading_eigenvectors_are_near_the_best_and_come_nearer_with_each_product(x64):
+    a = gram(80, 0.97)
+    best, kept = np.linalg.eigvalsh(a)[-6:].sum(), []
+    for iterations in (0, 1, 4, 16):
+        values, u = randomized_eigh(KEY, lambda v: a @ v, 80, 6, oversampling=4,
+                                    iterations=iterations, dtype=jnp.float64)  # fmt: skip
+        np.testing.assert_allclose(np.trace(u.T @ a @ u), values.sum())
+        kept.append(float(values.sum() / best))
+    assert 0.2 < kept[0] < kept[1] < kept[2] < kept[3] < 1 + 1e-9 and kept[3] > 0.999
+
+
+def test_a_matrix_of_zeros_has_directions_too():
+    values, u = randomized_eigh(KEY, jnp.zeros_like, 20, 3)
+    np.testing.assert_array_equal(values, 0)
+    np.testing.assert_allclose(u.T @ u, np.eye(3), atol=1e-6)
+
+
 def test_principal_components_are_scikit_learns(x64):
     rng = np.random.default_rng(2)
     x = rng.normal(size=(50, 8)) * 0.6 ** np.arange(8) @ rng.normal(size=(8, 8)) + 3
@@ -98,6 +129,14 @@ def test_the_graph_does_not_grow():
 
     assert size(16) == size(64) < 100
 
+    def of_products(iterations):
+        found = jax.make_jaxpr(
+            lambda a: randomized_eigh(KEY, lambda v: a @ v, 16, 3, iterations=iterations)
+        )(jnp.eye(16))
+        return equations(found.jaxpr)
+
+    assert of_products(1) == of_products(9) < 100
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -111,6 +150,8 @@ def test_the_graph_does_not_grow():
 def test_refuses_what_means_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         randomized_svd(KEY, jnp.ones((4, 6)), **options)
+    with pytest.raises(ValueError, match=message):
+        randomized_eigh(KEY, lambda v: v, 4, **options)
 
 
 def test_one_point_does_not_vary():

@@ -10,7 +10,7 @@ from tests.experiments.test_benchmark_report import MACHINE
 from tests.experiments.training import small
 
 SIZES = {"lanczos": 80, "cg": 16, "hadamard": 16, "sinkhorn": 8, "align_neurons": 8,
-         "kmeans": 200, "randomized_svd": 64, "pca": 64, "inverse_root": 8,
+         "kmeans": 200, "randomized_svd": 64, "randomized_eigh": 64, "pca": 64, "inverse_root": 8,
          "newton_inverse_root": 8, "polar_factor": 8}  # fmt: skip
 
 
