@@ -38,7 +38,7 @@ def highest_heads(
 def require_heads(counts: tuple[int, int], there: tuple[int, int]) -> None:
     """Refuse counts of query and key-value heads that do not go together, of so many."""
     (heads, kv_heads), each = counts, there[0] // there[1]
-    for name, count, most in zip(("heads", "kv_heads"), counts, there, strict=True):
+    for name, count, most in (("kv_heads", kv_heads, there[1]), ("heads", heads, there[0])):
         if not 0 < count <= most:
             raise ValueError(f"{name}={count} must be from 1 to the {most} that there are.")
     if heads % kv_heads or heads // kv_heads > each:
