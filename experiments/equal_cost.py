@@ -2,8 +2,8 @@
 multiplications of a token. A table and a picture, from records.
 
 A kind is what was done: blocks or channels cut, weights set to zero, of low rank, quantized, one
-after another, layer by layer as a search chose, then trained. Within a budget each kind is shown by
-the best of its recorded runs.
+after another, then trained; and whether a search chose what each layer got. Within a budget each
+kind is shown by the best of its recorded runs.
 """
 
 import functools
@@ -63,9 +63,8 @@ def _words(recipe: Sequence[Any]) -> list[str]:
 
 
 def is_searched(record: Record) -> bool:
-    """Whether layers or the structure got what a search chose."""
-    nodes = [record["config"].get(step) or {} for step in ("allocation", "structure")]
-    return any("budgets" in node for node in nodes) or "subnetwork" in record
+    """Whether each layer got what a search chose, of options for the same weights."""
+    return "budgets" in (record["config"].get("allocation") or {})
 
 
 @functools.cache

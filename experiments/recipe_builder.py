@@ -148,7 +148,11 @@ def _instantiate(nodes: DictConfig) -> Method:
 
 
 def _require_something(config: DictConfig, recipe: Recipe) -> None:
-    """A run that does nothing, or a step around an algorithm that is not there, is a mistake."""
+    """A run that does nothing, or a step around an algorithm that is not there, is a mistake.
+
+    What a training run leaves is float32: to store it as the walk does (`walk.dense_dtype`) is
+    something.
+    """
     if config.get("algorithm") or recipe.rules:
         return
     for step in ("calibration", "pruning", "activations", "correction"):
@@ -157,7 +161,8 @@ def _require_something(config: DictConfig, recipe: Recipe) -> None:
                 f"{step} goes around an algorithm, and there is none: choose one with "
                 f"algorithm=NAME, or leave it out ({step}=none)."
             )
-    if not (recipe.structure or recipe.rotation or recipe.transform or recipe.cache):
+    trained = config.get("model", {}).get("command") == "train"
+    if not (recipe.structure or recipe.rotation or recipe.transform or recipe.cache or trained):
         raise UserError(
             "algorithm=none leaves all weights as they are, and no other step does anything: "
             "choose an algorithm, or another step, such as structure=shortgpt."

@@ -47,7 +47,8 @@ def label(record: Record) -> str:
     if allocation:
         words.append(allocation_label(allocation))
     asked = record["config"].get("model", {})  # an endpoint is known by its name
-    own = asked["name"] if "url" in asked and not record["config"].get("checkpoint") else "float"
+    stored = record["config"].get("walk", {}).get("dense_dtype") or "float"  # and nothing else done
+    own = asked["name"] if "url" in asked and not record["config"].get("checkpoint") else stored
     return (" + ".join(words) or record.get("stored_as") or own) + origin(record["config"])
 
 

@@ -33,7 +33,7 @@ def table(records: Sequence[Record]) -> list[list[str]]:
             mine[1], f"{100 * mine[2]:.1f} %", _perplexity(mine[0]),
             best[1], f"{100 * best[2]:.1f} %", _perplexity(best[0]),
             f"{each.mean:+.3f}", f"{each.low:+.3f} to {each.high:+.3f}", f"{p:.1g}",
-            _seconds(_search(mine[0]).get("seconds")),
+            _seconds((mine[0].get("search") or {}).get("seconds")),
             _seconds(mine[0]["seconds"].get("compress")),
         ]
         for (mine, best), each, p in zip(pairs, found, holm([e.p for e in found]), strict=True)
@@ -45,10 +45,6 @@ def _difference(record: Record, other: Record) -> np.ndarray:
     found = loss_differences(record, other)
     assert found is not None, "records of other windows"
     return found
-
-
-def _search(record: Record) -> Record:
-    return record.get("search") or record.get("subnetwork") or {}
 
 
 def _perplexity(record: Record) -> str:

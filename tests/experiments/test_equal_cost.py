@@ -48,6 +48,10 @@ def test_a_kind_is_what_was_done(records):
     model = {"command": "train", "overrides": ["experiment=distilled_depth_smollm2"]}
     after = records[1] | {"config": records[1]["config"] | {"model": model}}
     assert equal_cost.kind(after) == "cut, trained, quantized"
+    chosen = sized("algorithm=rtn allocation=mixed allocation.budgets.bits=3.5", 0.6, 0.4)
+    assert equal_cost.kind(chosen) == "quantized, searched"
+    chosen = sized("structure=puzzle structure.budgets.parameters=0.8 algorithm=none", 0.6, 0.8)
+    assert equal_cost.kind(chosen) == "cut"  # sizes are what every structure chooses
 
 
 def test_costs_are_parts_of_the_whole_model(records):

@@ -50,6 +50,23 @@ def test_it_is_made_once_and_then_trained(tmp_path, capsys):
     assert capsys.readouterr().err.count("making the model first") == 1
 
 
+def test_what_was_trained_is_stored_in_half_the_bytes(tmp_path):
+    """float32 as it leaves training; by a compression that does nothing else, as that stores."""
+    inner = [*tiny.overrides(tmp_path), *TRAINED, "logger.tensorboard=false"]
+    given = [*tiny.overrides(tmp_path)[2:], f"runs={tmp_path / 'runs'}", "hardware.rate=1e11"]
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        made = ["model=made", "model.command=train", f"model.overrides={inner}"]
+        config = hydra.compose("compress", [*made, *given, "algorithm=none"])
+    done = compress.run(config)
+    (trained,) = (tmp_path / "runs" / "train").glob("*/seed-0/checkpoint")
+    before, after = open_source(trained), open_source(done.checkpoint)
+    stored = done.record["footprint"]
+    assert stored["model_bits"] == 16 * stored["parameters"] and stored["weights"] == 0
+    for name in ("embed.weight", "blocks.1.mlp.up.weight"):
+        assert before.read(name).dtype == np.float32
+        np.testing.assert_array_equal(after.read(name), before.read(name).astype(np.float16))
+
+
 def test_what_made_it_counts_and_not_where_it_lies(tmp_path):
     first = name(asked(tmp_path))
     assert name(asked(tmp_path, f"runs={tmp_path / 'elsewhere'}", "dry_run=true")) == first

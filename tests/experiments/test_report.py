@@ -62,6 +62,8 @@ def test_labels_say_what_was_done():
     again = record("x.gptq")
     again["config"]["model"] = {"command": "train", "overrides": ["experiment=c1", "steps=9"]}
     assert report.label(again) == "GPTQ 4 bit g64 from experiment=c1 steps=9"
+    again["config"] |= {"algorithm": None, "walk": {"dense_dtype": "float16"}}
+    assert report.label(again) == "float16 from experiment=c1 steps=9"
 
 
 def test_differences_are_paired_by_window():
