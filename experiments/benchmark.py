@@ -1,8 +1,9 @@
 """Speed against the peers and the arithmetic floor, memory against depth, whether a run survives
 being killed, how far estimates are off, whether large models pass, what damaged files do, what
-algorithms cost, which optimizer learns fastest and what it costs, what a teacher's largest logits
-are worth, how activations grow with the width, our mathematics against scikit-learn's and SciPy's,
-the spectrum of a loss: python -m experiments.benchmark what=[gptq,memory,…]
+algorithms cost, how far their results move from machine to machine, which optimizer learns fastest
+and what it costs, what a teacher's largest logits are worth, how activations grow with the width,
+our mathematics against scikit-learn's and SciPy's, the spectrum of a loss:
+python -m experiments.benchmark what=[gptq,memory,…]
 
 Every measurement is a process of its own. Ours and a peer's take turns on the same machine; a peer
 runs where `peers_python` has its packages (`make test-peers` builds such an environment).
@@ -32,6 +33,7 @@ from experiments.measurements.hostile.campaign import hostile
 from experiments.measurements.interruptions import interruptions
 from experiments.measurements.mathematics import mathematics
 from experiments.measurements.optimizers import optimizers
+from experiments.measurements.repeatability import repeatability
 from experiments.measurements.scale import scale, write_random_model
 from experiments.measurements.spectra import spectra
 from experiments.measurements.teacher_logits import teacher_logits
@@ -60,6 +62,7 @@ def _run(config: DictConfig, plain: dict[str, Any], at: runs.Place) -> runs.Run:
         "hostile": lambda plain, source, folder: hostile(plain, folder),
         "estimates": lambda plain, source, folder: estimates(plain, source, folder, our_run),
         "algorithm_costs": lambda plain, source, folder: algorithm_costs(plain, folder, our_run),
+        "repeatability": lambda plain, source, folder: repeatability(plain, folder, our_run),
         "optimizers": lambda plain, source, folder: optimizers(plain),
         "optimizer_costs": lambda plain, source, folder: optimizer_costs(plain),
         "trainer": lambda plain, source, folder: trainer(plain, folder),

@@ -26,6 +26,7 @@ def markdown(record: Record, what: str) -> str:
         "scale": _scale_rows,
         "hostile": _hostile_rows,
         "algorithm_costs": _algorithm_cost_rows,
+        "repeatability": _repeatability_rows,
         "trainer": _trainer_rows,
         "optimizer_costs": _optimizer_cost_rows,
         "teacher_logits": _teacher_logits_rows,
@@ -183,6 +184,21 @@ def _algorithm_cost_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
             f"{statistics.median(row['seconds']):.1f}",
             f"{row['compile_seconds']:.1f}",
             *(f"{row['phases_with_compile'].get(part, 0.0):.1f}" for part in PARTS),
+        ]
+        for row in results
+    ]
+    return [header, *rows]
+
+
+def _repeatability_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The difference is the last column's from the first."""
+    cores = results[0]["cores"]
+    header = ["run", *(f"on {n} core{'s' if n > 1 else ''}" for n in cores), "Δ loss"]
+    rows = [
+        [
+            row["run"],
+            *(f"{value:.2f}" for value in row["perplexity"]),
+            f"{row['difference']:+.4f} ± {row['standard_error']:.4f}",
         ]
         for row in results
     ]
