@@ -34,7 +34,10 @@ BUDGETS = {
     BYTES: (0.8, 0.65, 0.5, 0.42, 0.38, 0.34, 0.29, 0.26, 0.24),
     WORK: (0.9, 0.8, 0.7, 0.6, 0.5),
 }
+TWENTY = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+COLORS = [*TWENTY[::2], *TWENTY[1::2]]  # of kinds, the strong ones first
 HALF = 16  # bits of a number of the model as it is
+type Color = tuple[float, float, float]
 type Costs = Mapping[str, float | None]  # as parts of the model's own
 
 
@@ -77,7 +80,8 @@ def _keeps_numbers(step: Mapping[str, Any]) -> bool:
 
 
 def costs(records: Sequence[Record]) -> list[Costs]:
-    """Of each, as parts of what the model takes as it is, in 16 bits; None: not on record.
+    """Of each, as parts of what the model takes as it is, in 16 bits; None: not on record, and of
+    bytes where they are more than that, as what training leaves in float32.
 
     Rounding leaves the multiplications as they are: a run that does nothing else has those of the
     whole model, whether it said so or not, and one that does says what they are.
@@ -91,7 +95,8 @@ def costs(records: Sequence[Record]) -> list[Costs]:
     for size, own, plain in zip(sizes, said, rounded, strict=True):
         own = all_work if plain else own
         work = own / all_work if own and all_work else None
-        found.append({BYTES: size["model_bits"] / (HALF * whole), WORK: work})
+        stored = size["model_bits"] / (HALF * whole)
+        found.append({BYTES: stored if stored <= 1 else None, WORK: work})
     return found
 
 
@@ -165,7 +170,9 @@ def picture(records: Sequence[Record], path: Path) -> Path:
                     for record, each in zip(shown, found, strict=True)
                     if kind(record) == one and (part := each[cost]) is not None
                 ]
-                _front(axes, points, f"C{number}", MARKERS[number % len(MARKERS)], one)
+                _front(
+                    axes, points, COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], one
+                )
             _frame(axes, f"{cost}, part of the model's own in 16 bits", _value(reference))
         panels[0].set_ylabel("perplexity (log scale)")
         handles, names = panels[0].get_legend_handles_labels()
@@ -173,7 +180,7 @@ def picture(records: Sequence[Record], path: Path) -> Path:
         return save(figure, path, digest(records))
 
 
-def _front(axes: Axes, points: Sequence[Point], color: str, marker: str, name: str) -> None:
+def _front(axes: Axes, points: Sequence[Point], color: Color, marker: str, name: str) -> None:
     """All points, and a line through those that no other of the kind beats in both."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     axes.plot(xs, ys, marker, color=color, alpha=0.45, markersize=5, label=name)

@@ -2,6 +2,7 @@
 whether the search was worth what it took.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,8 @@ def table(records: Sequence[Record]) -> list[list[str]]:
     head = ["searched", "bytes", "perplexity", "best of all others", "bytes", "perplexity",
             "Δ loss", "95 % interval", "p", "search s", "compress s"]  # fmt: skip
     sized = [record for record in records[1:] if record.get("footprint")]
-    named = list(zip(sized, labels(sized), (c[BYTES] or 0.0 for c in costs(sized)), strict=True))
+    parts = [each[BYTES] or math.inf for each in costs(sized)]
+    named = list(zip(sized, labels(sized), parts, strict=True))
     pairs = []
     for mine in sorted((n for n in named if is_searched(n[0])), key=lambda n: n[2]):
         others = [n for n in named if not is_searched(n[0]) and n[2] <= mine[2] * (1 + MORE)]

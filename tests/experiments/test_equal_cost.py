@@ -62,6 +62,8 @@ def test_costs_are_parts_of_the_whole_model(records):
     assert [each["multiplications"] for each in found] == pytest.approx(parts)
     unsaid = sized(SPARSE, 0.6, 0.62)
     assert equal_cost.costs([*records[1:], unsaid])[-1]["multiplications"] is None
+    trained = equal_cost.costs([*records[1:], sized(CUT, 0.5, 1.58, 700)])[-1]  # in float32
+    assert trained == {"bytes": None, "multiplications": pytest.approx(0.7)}
     unknown = equal_cost.costs(records[3:])  # nobody says what the whole model takes
     assert {each["multiplications"] for each in unknown} == {None}
 
