@@ -34,8 +34,8 @@ BUDGETS = {
     BYTES: (0.8, 0.65, 0.5, 0.42, 0.38, 0.34, 0.29, 0.26, 0.24),
     WORK: (0.9, 0.8, 0.7, 0.6, 0.5),
 }
-TWENTY = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-COLORS = [*TWENTY[::2], *TWENTY[1::2]]  # of kinds, the strong ones first
+MAPS = matplotlib.colormaps
+COLORS = [*MAPS["tab20"].colors[::2], *MAPS["tab20b"].colors[::4]]  # type: ignore[attr-defined]
 HALF = 16  # bits of a number of the model as it is
 type Color = tuple[float, float, float]
 type Costs = Mapping[str, float | None]  # as parts of the model's own
