@@ -1,7 +1,7 @@
 """The training loop: batches in, a trained state out; killed at any moment, it loses nothing.
 
-State is saved every so many steps, in the background, after everything due at that step has been
-evaluated and logged. So a resumed run does each step and each evaluation exactly once more than
+State is saved every so many steps, after everything due at that step has been evaluated and
+logged. So a resumed run does each step and each evaluation exactly once more than
 what its state already stands for, with the same bits.
 """
 
@@ -221,8 +221,14 @@ class _Files:
         return None if restored is None else restored.state
 
     def save(self, step: int, state: TrainState) -> None:
+        """In the background, but on a CPU, whose cores would do both and whose memory would hold
+        the copies and a step's temporaries at once: 15.4 GB in the place of 11.7 for a masked model
+        of 135 million parameters.
+        """
         self.run.claim.check()
         self.keeper.save(step, state, {"metrics": self.log.sync()})
+        if jax.default_backend() == "cpu":
+            self.keeper.wait()
 
     def append(self, **fields: Any) -> None:
         self.log.append(**fields)
