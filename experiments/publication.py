@@ -45,11 +45,11 @@ def _without_places(record: Record) -> Record:
     return {**record, "config": _placed(record["config"])} if "config" in record else record
 
 
-def _placed(config: Any) -> Any:
+def _placed(node: Any, key: str = "") -> Any:
     """A configuration whose runs lie where they do by default."""
-    if not isinstance(config, Mapping):
-        return config
-    return {key: "runs" if key == "runs" else _placed(value) for key, value in config.items()}
+    if isinstance(node, Mapping):
+        return {inner: _placed(value, inner) for inner, value in node.items()}
+    return "runs" if key == "runs" and isinstance(node, str) else node
 
 
 def _target(done: Done, folder: Path) -> Path:

@@ -154,6 +154,7 @@ def test_a_sweeps_records_are_published(tmp_path, monkeypatch, capsys):
     of_made = record(
         "model=made model.overrides=['algorithm=rtn'] model.runs=/here algorithm=gptq", 0.3
     )
+    of_made["config"]["measured"] = {"runs": [["algorithm=rtn"]]}  # no folder
     runs = store(tmp_path / "runs", record("float"), record(GPTQ + "4", 0.2), of_made)
     command(monkeypatch, runs, "--publish", tmp_path / "results")
     kept = collect.gather([tmp_path / "results"])
@@ -162,6 +163,7 @@ def test_a_sweeps_records_are_published(tmp_path, monkeypatch, capsys):
     (made,) = [each for each in kept if each["identity"] == of_made["identity"]]
     assert made["config"]["model"]["runs"] == made["config"]["runs"] == "runs"
     assert made["config"]["model"]["overrides"] == ["algorithm=rtn"]
+    assert made["config"]["measured"] == of_made["config"]["measured"]
 
 
 def test_what_lacks_the_metric_is_listed(tmp_path, monkeypatch, capsys):
