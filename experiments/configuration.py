@@ -135,13 +135,12 @@ def _unknown_key(name: str, error: Exception, job: Sequence[str]) -> UserError:
     keys = list(_dotted(OmegaConf.to_container(known, resolve=False)))
     loader = GlobalHydra.instance().config_loader()
     keys += [str(group) for group in loader.list_groups("") if group != "hydra"]
-    if "." in key and (deeper := _deeper(key, keys)):
-        return UserError(f"{name} has no setting {key}; did you mean {deeper[0]}?")
-    parent, _, last = key.rpartition(".")
-    if siblings := [
-        k.rpartition(".")[2] for k in keys if parent and k.rpartition(".")[0] == parent
-    ]:
-        return UserError(f"{name} has no setting {key}{did_you_mean(last, siblings)}")
+    if "." in key:
+        if deeper := _deeper(key, keys):
+            return UserError(f"{name} has no setting {key}; did you mean {deeper[0]}?")
+        parent, _, last = key.rpartition(".")
+        if siblings := [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]:
+            return UserError(f"{name} has no setting {key}{did_you_mean(last, siblings)}")
     return UserError(f"{name} has no setting {key}{did_you_mean(key, keys)}")
 
 

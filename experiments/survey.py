@@ -60,6 +60,7 @@ from experiments.report import (
     loss_differences,
     markdown,
 )
+from experiments.step_labels import origin
 from experiments.training import race, recovery
 from experiments.training import report as training_report
 
@@ -116,12 +117,12 @@ class Survey:
         further = [
             record
             for record in self.records.values()
-            if (record["command"] == "train" or "command" in (record["config"].get("model") or {}))
+            if (record["command"] == "train" or origin(record["config"]))
             and record.get("footprint")
             and loss_differences(record, reference) is not None
         ]
-        weights = [run for run in compressed if size(run).activations is None]
-        return [reference, *weights, *sorted(further, key=_order)]
+        found = [*compressed, *sorted(further, key=_order)]
+        return [reference, *(run for run in found if size(run).activations is None)]
 
     def render(self, text: str, where: str) -> str:
         """The document with its tables as records and facts have them."""
@@ -273,7 +274,7 @@ def _claims(survey: Survey, wanted: Mapping[str, str], where: str) -> str:
     try:
         return maps.claims(judge_page(stem, scale, survey.pages, survey.find))
     except UserError as error:
-        raise UserError(f"papers/{stem}.md has a claim of what {error}") from error
+        raise UserError(f"papers/{stem}.md has a claim of what {error}.") from error
 
 
 def _published(survey: Survey, wanted: Mapping[str, str], where: str) -> str:

@@ -154,7 +154,7 @@ def finder(records: Iterable[Record]) -> Find:
         except NotRecorded as error:
             raise NotRecorded(f"`{run}`, and for it: {error}") from error
         except UserError as error:
-            raise UserError(f"`{run}` is no run: {error}") from error
+            raise UserError(f"`{run}` is no run: {str(error).rstrip('.')}") from error
         if not mine:
             raise NotRecorded(f"`{run}`")
         return mine

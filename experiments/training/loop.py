@@ -1,8 +1,8 @@
 """The training loop: batches in, a trained state out; killed at any moment, it loses nothing.
 
 State is saved every so many steps, after everything due at that step has been evaluated and
-logged. So a resumed run does each step and each evaluation exactly once more than
-what its state already stands for, with the same bits.
+logged. So a resumed run does each step and each evaluation exactly once more than what its state
+already stands for, with the same bits.
 """
 
 import contextlib

@@ -37,10 +37,7 @@ JOBS = [(name, None) for name in ENTRY_POINTS] + [(command(name), name) for name
         ("+algorithm.bitz=3", "algorithm has no setting algorithm.bitz; did you mean"),
         ("+nonsense=1", "compress has no setting nonsense"),
         ("algorithm=rtn algorithm.damping=1", "compress has no setting algorithm.damping"),
-        (
-            "structure=shortgpt structure.count=9",
-            "choose from fraction, layers.",
-        ),
+        ("structure=shortgpt structure.count=9", "choose from fraction, layers."),
         ("--multirun algorithm=rtn,gptx", "algorithm=gptx is no choice"),
         ("--multirun algorithm=rtn,gptq algorithm.damping=1", "no setting algorithm.damping"),
         ("hydra/launcher=jobli", "jobli is no choice of hydra/launcher; did you mean joblib?"),
